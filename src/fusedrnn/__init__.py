@@ -1,0 +1,1 @@
+"""Fused recurrent cells for NumPy."""

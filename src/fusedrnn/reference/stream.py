@@ -1,0 +1,72 @@
+"""One time step after the other through stacked layers, the state kept between the calls. Forward only.
+
+`step` checks its own arguments, because no other layer stands before it; `set_state` relies on its caller.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.reference.activations import Array
+from fusedrnn.reference.sequence import Cell, Parameters, biases, step_forward
+
+
+class Stepper:
+    """Stacked layers (cell, parameters), the lowest first, at a fixed batch size."""
+
+    def __init__(self, layers: tuple[tuple[Cell, Parameters], ...], batch_size: int) -> None:
+        self._layers = layers
+        cell, (w_ih, w_hh, _, _) = layers[0]
+        self._input_shape = (batch_size, w_ih.shape[1])
+        # (layers, S, B, H)
+        self._state = np.zeros((len(layers), cell.states, batch_size, w_hh.shape[1]), w_ih.dtype)
+
+    @property
+    def h(self) -> Array:
+        """The present hidden state, a new array (layers, B, H)."""
+        return self._state[:, 0].copy()
+
+    @property
+    def c(self) -> Array | None:
+        """The present cell state, a new array (layers, B, H); None unless the cell has one."""
+        return self._state[:, 1].copy() if self._state.shape[1] == 2 else None
+
+    def set_state(self, h: Array, c: Array | None = None) -> None:
+        """Take over copies of h, and of c where the cell has one, both (layers, B, H)."""
+        self._state[:, 0] = h
+        if c is not None:
+            self._state[:, 1] = c
+
+    def reset(self) -> None:
+        """Set every state to zero."""
+        self._state[...] = 0
+
+    @np.errstate(all="ignore")  # as the compiled kernels: NaN in, NaN out, no warning
+    def step(self, x_t: Array, out: Array | None = None) -> Array:
+        """One time step of x_t (B, I): the last layer's new h (B, H), written to `out` if given."""
+        x_t = np.asarray(x_t)
+        _check("x_t", x_t, self._input_shape, self._state.dtype)
+        if out is not None:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out: expected an array, got {type(out).__name__}")
+            _check("out", out, self._state.shape[2:], self._state.dtype)
+            if not out.flags.writeable:
+                raise ValueError("out: expected a writable array, got a read-only one")
+        h = x_t
+        for (cell, parameters), state in zip(self._layers, self._state, strict=True):
+            w, u = parameters[:2]
+            b, v = biases(parameters)
+            new, *_ = step_forward(cell, h @ w.T + b, state, u, v)
+            state[...] = new
+            h = new[0]
+        if out is None:
+            return h
+        out[...] = h
+        return out
+
+
+def _check(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if array.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {array.dtype}")
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
