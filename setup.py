@@ -1,0 +1,69 @@
+"""The compiled extension, fusedrnn._core. Everything else about the package stands in pyproject.toml.
+
+Two environment variables choose how it is built, and neither is needed for an ordinary installation:
+FUSEDRNN_BUILD=release|debug|sanitize|coverage (default release), and FUSEDRNN_NO_EXTENSION=1 for a package of pure
+Python that offers the reference backend only. The code is never tuned to the machine that compiles it (no -march):
+each instruction set has a file of its own under kernels/isa, and the choice is made at run time.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+KERNELS = Path("kernels")
+SANITIZERS = "-fsanitize=address,undefined"
+BUILDS = {  # name: (compiler flags, linker flags)
+    "release": (["-O3", "-g0"], []),
+    "debug": (["-Og", "-g3", "-UNDEBUG"], []),
+    "sanitize": (["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", SANITIZERS], [SANITIZERS]),
+    "coverage": (["-O0", "-g", "--coverage"], ["--coverage"]),
+}
+# A product that is not written as fma() must not become one (contract), so that all instruction sets round alike.
+# Nothing reads errno or traps, which frees the compiler to use vector instructions for what it sees.
+FLAGS = ["-std=gnu11", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+
+
+class BuildExtension(build_ext):
+    """build_ext that compiles the C files of an extension side by side."""
+
+    def build_extensions(self):
+        compile_all = self.compiler.compile
+
+        def compile_parallel(sources, **options):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [o for objects in pool.map(lambda s: compile_all([s], **options), sources) for o in objects]
+
+        self.compiler.compile = compile_parallel
+        super().build_extensions()
+
+
+def core() -> Extension:
+    """Describe fusedrnn._core as FUSEDRNN_BUILD wants it."""
+    build = os.environ.get("FUSEDRNN_BUILD", "release")
+    if build not in BUILDS:
+        raise SystemExit(f"FUSEDRNN_BUILD: expected one of {', '.join(BUILDS)}, got {build!r}")
+    compile_flags, link_flags = BUILDS[build]
+    sources = ["_core.pyx", "team.c", "cpu.c", *(f"isa/{isa}.c" for isa in ("baseline", "avx2", "avx512", "neon"))]
+    return Extension(
+        "fusedrnn._core",
+        sources=[str(KERNELS / name) for name in sources],
+        depends=sorted(str(path) for pattern in ("*.h", "*.pxd", "*.pxi") for path in KERNELS.glob(pattern)),
+        include_dirs=[str(KERNELS), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
+        extra_compile_args=[*compile_flags, *FLAGS],
+        extra_link_args=["-pthread", *link_flags],
+    )
+
+
+setup(
+    ext_modules=[] if os.environ.get("FUSEDRNN_NO_EXTENSION") == "1" else [core()],
+    cmdclass={"build_ext": BuildExtension},
+    options={
+        # force: distutils compares times only and would take objects of another FUSEDRNN_BUILD for its own.
+        "build_ext": {"force": True, "cython_c_in_temp": True},
+    },
+)
