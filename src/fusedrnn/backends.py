@@ -1,0 +1,220 @@
+"""The backends by name, fastest first, and which one runs: the only place that imports one.
+
+A backend is a module of four functions, `pack`, `forward`, `backward` and `stream`, whose arguments were checked before.
+It is imported when first asked for. One that is not installed is left out of the default choice; one that is there and
+fails to import is an error, never a silent fallback. FUSEDRNN_BACKEND names the default backend of the process.
+"""
+
+import importlib
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import checks
+from fusedrnn.checks import Array
+
+__all__ = [
+    "NAMES",
+    "Backend",
+    "Direction",
+    "Packed",
+    "Stepper",
+    "Weights",
+    "available",
+    "get",
+    "missing",
+    "use_backend",
+]
+
+NAMES: Final = ("cython", "numba", "reference")
+"""Every backend's name, fastest first."""
+
+_MODULES: Final = {"cython": "fusedrnn._core", "numba": "fusedrnn.numba", "reference": "fusedrnn.reference"}
+
+Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]
+"""w_ih (G*H, I), w_hh (G*H, H), b_ih (G*H,) or None, b_hh (G*H,) or None."""
+
+
+class Packed(Protocol):
+    """The weights of one direction in a backend's own layout: an immutable copy."""
+
+    @property
+    def cell(self) -> str:
+        """The cell they are for."""
+
+    @property
+    def input_size(self) -> int:
+        """I."""
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Their one dtype."""
+
+
+Direction: TypeAlias = tuple[Weights | Packed, Array | None, Array | None, bool]
+"""Weights, h0 (B, H) or None, c0 (B, H) or None, reverse."""
+
+Gradients: TypeAlias = tuple[Array, Array, Array | None, Array | None, Array, Array | None]
+"""Of one direction's w_ih, w_hh, b_ih, b_hh, h0, c0."""
+
+
+class Stepper(Protocol):
+    """Stacked layers that keep their state (layers, B, H) between steps."""
+
+    def step(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
+        """One time step of x_t (B, I): the last layer's h (B, H), written to `out` if given."""
+
+    @property
+    def h(self) -> Array:
+        """A copy of the hidden state."""
+
+    @property
+    def c(self) -> Array | None:
+        """A copy of the cell state; None unless the cell has one."""
+
+    def set_state(self, h: Array, c: Array | None, /) -> None:
+        """Copy the state in."""
+
+    def reset(self) -> None:
+        """Set the state to zero."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One backend: its name, the dtypes it takes, and its four functions."""
+
+    name: str
+    dtypes: checks.Dtypes
+    pack: Callable[[str, Array, Array, Array | None, Array | None], Packed]
+    forward: Callable[
+        [str, Array, tuple[Direction, ...], npt.NDArray[np.int64] | None, bool], tuple[Array, Array, Array | None, Any]
+    ]
+    backward: Callable[[Any, Array | None, Array | None, Array | None], tuple[Array, tuple[Gradients, ...]]]
+    stream: Callable[[tuple[Packed, ...], int], Stepper]
+
+
+class _Choice(threading.local):
+    backend: Backend | None = None
+
+
+_loaded: dict[str, Backend] = {}
+_thread = _Choice()  # what this thread chose for itself
+_process: Backend | None = None  # what the main thread chose for all
+
+if (_default := os.environ.get("FUSEDRNN_BACKEND")) is not None:
+    checks.choice("FUSEDRNN_BACKEND", _default, NAMES)
+
+
+def get(name: str | None = None) -> Backend:
+    """The backend of this name; None is the one chosen by `use_backend`, FUSEDRNN_BACKEND or default, in this order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No backend has this name.
+    ImportError
+        The backend is not installed.
+    """
+    if name is None:
+        return _thread.backend or _process or _choose()
+    return (_loaded.get(name) if type(name) is str else None) or _load(checks.choice("backend", name, NAMES))
+
+
+def available() -> tuple[str, ...]:
+    """The names of the backends that can run here, fastest first.
+
+    Examples
+    --------
+    >>> import fusedrnn as fr
+    >>> "reference" in fr.backends.available()
+    True
+    """
+    return tuple(name for name in NAMES if missing(name) is None)
+
+
+def missing(name: str) -> str | None:
+    """Why the backend of this name cannot run here, or None."""
+    try:
+        get(name)
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def _load(name: str) -> Backend:
+    try:
+        module = importlib.import_module(_MODULES[name])
+    except ModuleNotFoundError as error:
+        if error.name not in (_MODULES[name], name):  # it is installed and broken
+            raise
+        raise ModuleNotFoundError(f"backend {name!r} is not installed: {error}", name=error.name) from error
+    dtypes = checks.FLOATING if name == "reference" else checks.COMPILED
+    backend = Backend(name, dtypes, module.pack, module.forward, module.backward, module.stream)
+    return _loaded.setdefault(name, backend)
+
+
+def _choose() -> Backend:
+    """The default of the process; two threads that come here at once find the same one."""
+    global _process
+    backend = get(_default) if _default is not None else next(get(name) for name in NAMES if missing(name) is None)
+    _process = _process or backend
+    return _process
+
+
+class use_backend:  # noqa: N801 - called like a function
+    """Choose the backend for every call that names none: from now on, or for the length of a ``with`` block.
+
+    In the main thread the choice holds for every thread that has made none of its own; in any other thread it holds
+    for that thread alone, so that threads never change each other's choice.
+
+    Parameters
+    ----------
+    name : {"cython", "numba", "reference"}
+        The backend.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No backend has this name.
+    ImportError
+        The backend is not installed.
+
+    Examples
+    --------
+    >>> import fusedrnn as fr
+    >>> with fr.use_backend("reference"):
+    ...     fr.backends.get().name
+    'reference'
+    """
+
+    def __init__(self, name: str) -> None:
+        global _process
+        backend = get(checks.choice("backend", name, NAMES))
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before, _process = _process, backend
+        else:
+            self._before, _thread.backend = _thread.backend, backend
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Go back to the backend in use before."""
+        global _process
+        if self._main:
+            _process = self._before
+        else:
+            _thread.backend = self._before

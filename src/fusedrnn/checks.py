@@ -1,0 +1,278 @@
+"""Every argument error of the package, in one place: what is asked of an argument, and the sentence said when it is not so.
+
+A check returns the argument as the backends want it: an aligned array in native byte order, of any strides. An array that is
+so already passes after a few comparisons and is returned itself, never a copy; sentences are composed only to be raised.
+No check reads the values of floating-point arrays: NaN and infinity are data.
+"""
+
+import operator
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+"""A floating-point array; its dtype is known at run time only."""
+
+Shape: TypeAlias = tuple[int, ...]
+Dtypes: TypeAlias = tuple[np.dtype[Any], ...]
+
+FLOAT32: Final[np.dtype[Any]] = np.dtype(np.float32)
+FLOAT64: Final[np.dtype[Any]] = np.dtype(np.float64)
+COMPILED: Final[Dtypes] = (FLOAT32, FLOAT64)
+"""The dtypes of compiled backends, and what a message says is expected."""
+FLOATING: Final[Dtypes] = (FLOAT32, FLOAT64, np.dtype(np.float16), np.dtype(np.longdouble))
+"""The dtypes of the reference."""
+
+T = TypeVar("T")
+
+INT64: Final = np.dtype(np.int64)
+UINT64: Final = np.dtype(np.uint64)
+ndarray: Final = np.ndarray  # a global of this module: found faster than np.ndarray
+
+
+# ------------------------------------------------------------------------------------------------------------- arrays
+
+
+def array(name: str, value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """`value` with exactly this shape and dtype."""
+    if type(value) is ndarray and value.dtype == dtype and value.shape == shape and value.flags.aligned:
+        return value
+    found = _floating(name, value, (dtype,), str(dtype))
+    if found.shape != shape:
+        raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
+    return found
+
+
+def sequence(value: npt.ArrayLike, dtypes: Dtypes) -> Array:
+    """`x` as (T, B, I) of one of these dtypes."""
+    if not (type(value) is ndarray and value.dtype in dtypes and value.flags.aligned):
+        value = _floating("x", value, dtypes)
+    if value.ndim != 3:
+        raise ValueError(f"x: expected shape (T, B, I), got {_shape(value.shape)}")
+    return value
+
+
+def features(value: npt.ArrayLike, axes: str, width: int, dtype: np.dtype[Any]) -> Array:
+    """`x` with `width` features in its last axis after `axes` ("T, B", "B, T" or "B"), or without the B: unbatched."""
+    if not (type(value) is ndarray and value.dtype == dtype and value.flags.aligned):
+        value = _floating("x", value, (dtype,), str(dtype))
+    rank = 2 if axes == "B" else 3
+    if (value.ndim == rank or value.ndim == rank - 1) and value.shape[-1] == width:
+        return value
+    unbatched = f"({width},)" if rank == 2 else f"(T, {width})"
+    raise ValueError(f"x: expected shape ({axes}, {width}) or, unbatched, {unbatched}, got {_shape(value.shape)}")
+
+
+def input_weight(value: npt.ArrayLike, gates: int, x: Array) -> tuple[Array, int]:
+    """`w_ih` (G*H, I) for `x` (T, B, I), and the H it stands for."""
+    if not (type(value) is ndarray and value.dtype == x.dtype and value.flags.aligned):
+        value = _floating("w_ih", value, (x.dtype,), str(x.dtype))
+    hidden_size, rest = divmod(value.shape[0], gates) if value.ndim == 2 else (0, 0)
+    if not hidden_size or rest or not value.shape[1]:
+        letters = "(H, I)" if gates == 1 else f"({gates}*H, I)"
+        raise ValueError(f"w_ih: expected shape {letters} with H >= 1 and I >= 1, got {_shape(value.shape)}")
+    if x.shape[2] != value.shape[1]:
+        raise ValueError(
+            f"x: expected shape (T, B, {value.shape[1]}) for w_ih of {value.shape[1]} columns, got {_shape(x.shape)}"
+        )
+    return value, hidden_size
+
+
+def memory(x: Array, hidden_size: int, directions: int) -> None:
+    """No array of a call on `x` (T, B, I) is larger than memory can be addressed; called before anything is allocated."""
+    steps, batch, input_size = x.shape
+    if (steps * batch + hidden_size + 64) * (input_size + hidden_size + 64) < 1 << 40:
+        return  # far from the limit: the usual case, and one comparison
+    # A bound on what any backend keeps: at most 8 vectors of H a direction and time step, and the panels padded to 64 units.
+    sequences = (steps + 2) * batch * (input_size + 8 * directions * hidden_size)
+    panels = 8 * (hidden_size + 64) * (input_size + hidden_size + 64)
+    if (needed := (sequences + panels) * x.itemsize) > sys.maxsize:
+        raise ValueError(
+            f"x: shape {_shape(x.shape)} with hidden size {hidden_size} may need {needed} bytes, "
+            f"more than can be addressed ({sys.maxsize})"
+        )
+
+
+def parameters(sizes: Mapping[str, Shape], dtype: np.dtype[Any]) -> None:
+    """No parameter of a layer to be made is larger than memory can be addressed."""
+    for name, shape in sizes.items():
+        if (needed := int(np.prod(np.array(shape, dtype=object))) * dtype.itemsize) > sys.maxsize:
+            raise ValueError(
+                f"{name}: shape {_shape(shape)} needs {needed} bytes, more than can be addressed ({sys.maxsize})"
+            )
+
+
+def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
+    """`lengths` as an int64 copy (B,): a caller who changes the array between forward and backward changes nothing here."""
+    if type(value) is not ndarray:
+        value = _read("lengths", value, "integers")
+        if not value.size:
+            value = value.astype(INT64)  # NumPy reads an empty list as float64
+    if value.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got {value.dtype}")
+    if value.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(value.shape)}")
+    found = np.array(value, dtype=INT64, order="C")
+    bad = found.view(UINT64) > steps  # negative ones too: they wrap around
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"lengths: expected values from 0 to {steps} (T), got {value[first]} at index {first}")
+    return found
+
+
+def no_lengths(value: npt.ArrayLike | None) -> None:
+    """An unbatched sequence is all valid."""
+    if value is not None:
+        raise ValueError("lengths: expected None as x is unbatched (cut x instead), got an argument")
+
+
+def state_pair(name: str, value: Any, letters: str) -> tuple[Any, Any]:
+    """The two parts of an LSTM's state. An array is refused: unpacking it would take its first axis for the pair."""
+    if isinstance(value, tuple | list) and len(value) == 2:
+        return value[0], value[1]
+    got = f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
+    raise TypeError(f"{name}: expected a pair {letters}, got {got}")
+
+
+def loaded(name: str, value: npt.ArrayLike, shape: Shape) -> Array:
+    """A parameter to load: of this shape and any floating dtype, as it is cast to the layer's."""
+    found = _floating(name, value, FLOATING)
+    if found.shape != shape:
+        raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
+    return found
+
+
+def _floating(name: str, value: npt.ArrayLike, dtypes: Dtypes, expected: str = "float32 or float64") -> Array:
+    """`value` as an aligned array in native byte order, of one of these dtypes; shapes are still to be checked."""
+    found = value if isinstance(value, ndarray) else _read(name, value, expected)
+    if isinstance(found, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected {expected}, got a masked array")
+    dtype = found.dtype.newbyteorder("=")
+    if dtype not in dtypes:
+        raise TypeError(f"{name}: expected {expected}, got {dtype}")
+    return np.require(found, dtype, "A")
+
+
+def _read(name: str, value: Any, expected: str) -> Array:
+    """NumPy's reading of an array-like; None and what else is no array at all are named by their type."""
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} ({error})") from error
+    if found.dtype == object:
+        raise TypeError(f"{name}: expected {expected}, got {'None' if value is None else type(value).__name__}")
+    return found
+
+
+def _shape(shape: Shape) -> str:
+    return str(tuple(map(int, shape)))
+
+
+# ------------------------------------------------------------------------------------------------------------ scalars
+
+
+def size(name: str, value: Any) -> int:
+    """A count of at least 1."""
+    try:
+        found = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
+    if found < 1:
+        raise ValueError(f"{name}: expected at least 1, got {found}")
+    return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """A truth value, and no other thing that happens to be true."""
+    if value is True or value is False:
+        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def number(name: str, value: Any, low: float = -sys.float_info.max, high: float = sys.float_info.max) -> float:
+    """A finite real number between `low` and `high`, both taken in."""
+    if isinstance(value, bool | np.bool_ | str | bytes):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    if low <= found <= high:
+        return found
+    bounds = "a finite number" if low == -sys.float_info.max else f"a number from {low:g} to {high:g}"
+    raise ValueError(f"{name}: expected {bounds}, got {found}")
+
+
+def choice(name: str, value: Any, options: Iterable[str]) -> str:
+    """One of a few words."""
+    options = tuple(options)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected {_either(options)}, got {type(value).__name__}")
+    if value not in options:
+        raise ValueError(f"{name}: expected {_either(options)}, got {value!r}")
+    return value
+
+
+def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
+    """The dtype of a layer, in native byte order."""
+    try:
+        found = np.dtype(value).newbyteorder("=")
+    except TypeError:
+        found = None
+    if value is None or found not in dtypes:  # np.dtype(None) is float64
+        raise TypeError(f"dtype: expected float32 or float64, got {value if value is None else found or repr(value)}")
+    return found
+
+
+def generator(value: Any) -> np.random.Generator:
+    """`rng`: a Generator itself, or one made of a seed."""
+    try:
+        return np.random.default_rng(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"rng: expected a numpy.random.Generator, a seed or None, got {value!r}") from error
+
+
+def _either(options: tuple[str, ...]) -> str:
+    *most, last = map(repr, options)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+# ------------------------------------------------------------------------------------------- tapes, backends, parameters
+
+
+def keys(given: Any, expected: Iterable[str]) -> Mapping[str, Any]:
+    """A state_dict with exactly these keys."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"state_dict: expected a mapping, got {type(given).__name__}")
+    expected = tuple(expected)
+    missing = [key for key in expected if key not in given]
+    unexpected = [key for key in given if key not in expected]
+    if missing or unexpected:
+        lacks = f"; missing: {', '.join(missing)}" if missing else ""
+        besides = f"; unexpected: {', '.join(map(str, unexpected))}" if unexpected else ""
+        raise ValueError(f"state_dict: expected the keys {', '.join(expected)}{lacks}{besides}")
+    return given
+
+
+def tape(value: T | None, type_: type[T], maker: str) -> T:
+    """`tape` is one at all."""
+    if isinstance(value, type_):
+        return value
+    raise TypeError(f"tape: expected the tape of {maker}, got {'None' if value is None else type(value).__name__}")
+
+
+def tape_of(found: str, maker: str) -> ValueError:
+    """The tape is another function's or layer's."""
+    return ValueError(f"tape: expected the tape of {maker}, got the tape of {found}")
+
+
+def tape_spent() -> RuntimeError:
+    """The tape has been overwritten by its backward."""
+    return RuntimeError("tape: a tape serves one backward, and this one has had it; run forward again")
