@@ -19,7 +19,10 @@ SANITIZERS = "-fsanitize=address,undefined"
 BUILDS = {  # name: (compiler flags, linker flags)
     "release": (["-O3", "-g0"], []),
     "debug": (["-Og", "-g3", "-UNDEBUG"], []),
-    "sanitize": (["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", SANITIZERS], [SANITIZERS]),
+    "sanitize": (
+        ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", SANITIZERS],
+        [SANITIZERS],
+    ),
     "coverage": (["-O0", "-g", "--coverage"], ["--coverage"]),
 }
 # A product that is not written as fma() must not become one (contract), so that all instruction sets round alike.
@@ -28,7 +31,12 @@ FLAGS = ["-std=gnu11", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "
 
 
 class BuildExtension(build_ext):
-    """build_ext that compiles the C files of an extension side by side."""
+    """build_ext that leaves the source tree clean and compiles the C files of an extension side by side."""
+
+    def initialize_options(self):
+        super().initialize_options()
+        self.cython_c_in_temp = True
+        self.force = True  # or objects of another FUSEDRNN_BUILD would pass for current: only times are compared
 
     def build_extensions(self):
         compile_all = self.compiler.compile
@@ -62,8 +70,4 @@ def core() -> Extension:
 setup(
     ext_modules=[] if os.environ.get("FUSEDRNN_NO_EXTENSION") == "1" else [core()],
     cmdclass={"build_ext": BuildExtension},
-    options={
-        # force: distutils compares times only and would take objects of another FUSEDRNN_BUILD for its own.
-        "build_ext": {"force": True, "cython_c_in_temp": True},
-    },
 )
