@@ -1,4 +1,4 @@
-"""Fused recurrent cells for NumPy: RNN, GRU and LSTM, forward and backward over a whole sequence in one compiled call."""
+"""Fused recurrent cells for NumPy: RNN, GRU and LSTM, forward and backward over a sequence in one compiled call."""
 
 from fusedrnn import backends
 from fusedrnn.backends import use_backend

@@ -1,8 +1,8 @@
 """The backends by name, fastest first, and which one runs: the only place that imports one.
 
-A backend is a module of four functions, `pack`, `forward`, `backward` and `stream`, whose arguments were checked before.
-It is imported when first asked for. One that is not installed is left out of the default choice; one that is there and
-fails to import is an error, never a silent fallback. FUSEDRNN_BACKEND names the default backend of the process.
+A backend is a module of four functions, `pack`, `forward`, `backward` and `stream`, whose arguments were checked
+before. It is imported when first asked for. One that is not installed is left out of the default choice; one that is
+there and fails to import is an error, never a silent fallback. FUSEDRNN_BACKEND names the default of the process.
 """
 
 import importlib
@@ -171,7 +171,7 @@ def _choose() -> Backend:
     return _process
 
 
-class use_backend:  # noqa: N801 - called like a function
+class use_backend:
     """Choose the backend for every call that names none: from now on, or for the length of a ``with`` block.
 
     In the main thread the choice holds for every thread that has made none of its own; in any other thread it holds

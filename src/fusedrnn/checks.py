@@ -1,13 +1,13 @@
-"""Every argument error of the package, in one place: what is asked of an argument, and the sentence said when it is not so.
+"""Every argument error of the package, in one place: what is asked of an argument, and what is said when it is not so.
 
-A check returns the argument as the backends want it: an aligned array in native byte order, of any strides. An array that is
-so already passes after a few comparisons and is returned itself, never a copy; sentences are composed only to be raised.
-No check reads the values of floating-point arrays: NaN and infinity are data.
+A check returns the argument as the backends want it: an aligned array in native byte order, of any strides. An array
+that is so already passes after a few comparisons and is returned itself, never a copy; sentences are composed only to
+be raised. No check reads the values of floating-point arrays: NaN and infinity are data.
 """
 
 import operator
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -82,11 +82,11 @@ def input_weight(value: npt.ArrayLike, gates: int, x: Array) -> tuple[Array, int
 
 
 def memory(x: Array, hidden_size: int, directions: int) -> None:
-    """No array of a call on `x` (T, B, I) is larger than memory can be addressed; called before anything is allocated."""
+    """No array of a call on `x` (T, B, I) exceeds what memory can be addressed; called before anything is allocated."""
     steps, batch, input_size = x.shape
     if (steps * batch + hidden_size + 64) * (input_size + hidden_size + 64) < 1 << 40:
         return  # far from the limit: the usual case, and one comparison
-    # A bound on what any backend keeps: at most 8 vectors of H a direction and time step, and the panels padded to 64 units.
+    # A bound on what any backend keeps: 8 vectors of H a direction and time step, and panels padded to 64 units.
     sequences = (steps + 2) * batch * (input_size + 8 * directions * hidden_size)
     panels = 8 * (hidden_size + 64) * (input_size + hidden_size + 64)
     if (needed := (sequences + panels) * x.itemsize) > sys.maxsize:
@@ -106,7 +106,7 @@ def parameters(sizes: Mapping[str, Shape], dtype: np.dtype[Any]) -> None:
 
 
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
-    """`lengths` as an int64 copy (B,): a caller who changes the array between forward and backward changes nothing here."""
+    """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
     if type(value) is not ndarray:
         value = _read("lengths", value, "integers")
         if not value.size:
@@ -210,25 +210,24 @@ def number(name: str, value: Any, low: float = -sys.float_info.max, high: float 
     raise ValueError(f"{name}: expected {bounds}, got {found}")
 
 
-def choice(name: str, value: Any, options: Iterable[str]) -> str:
+def choice(name: str, value: Any, options: Collection[str]) -> str:
     """One of a few words."""
-    options = tuple(options)
-    if not isinstance(value, str):
-        raise TypeError(f"{name}: expected {_either(options)}, got {type(value).__name__}")
-    if value not in options:
+    if isinstance(value, str):
+        if value in options:
+            return value
         raise ValueError(f"{name}: expected {_either(options)}, got {value!r}")
-    return value
+    raise TypeError(f"{name}: expected {_either(options)}, got {type(value).__name__}")
 
 
 def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
     """The dtype of a layer, in native byte order."""
     try:
-        found = np.dtype(value).newbyteorder("=")
+        found = None if value is None else np.dtype(value)  # np.dtype(None) is float64
     except TypeError:
         found = None
-    if value is None or found not in dtypes:  # np.dtype(None) is float64
-        raise TypeError(f"dtype: expected float32 or float64, got {value if value is None else found or repr(value)}")
-    return found
+    if found is None or (native := found.newbyteorder("=")) not in dtypes:
+        raise TypeError(f"dtype: expected float32 or float64, got {repr(value) if found is None else found}")
+    return native
 
 
 def generator(value: Any) -> np.random.Generator:
@@ -239,12 +238,12 @@ def generator(value: Any) -> np.random.Generator:
         raise type(error)(f"rng: expected a numpy.random.Generator, a seed or None, got {value!r}") from error
 
 
-def _either(options: tuple[str, ...]) -> str:
+def _either(options: Collection[str]) -> str:
     *most, last = map(repr, options)
     return f"{', '.join(most)} or {last}" if most else last
 
 
-# ------------------------------------------------------------------------------------------- tapes, backends, parameters
+# ----------------------------------------------------------------------------------------------- tapes and parameters
 
 
 def keys(given: Any, expected: Iterable[str]) -> Mapping[str, Any]:

@@ -1,8 +1,8 @@
 """One layer, one direction, as plain functions over arrays: the forward pass and the gradients of all it was given.
 
-Weights are in PyTorch's layout, gates stacked along the first axis: LSTM i, f, g, o; GRU r, z, n. The shapes' letters: T time
-steps, B batch, I input size, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). These functions take batches only and keep no
-state between calls; `fusedrnn.layers` has stacked, bidirectional and unbatched ones.
+Weights are in PyTorch's layout, gates stacked along the first axis: LSTM i, f, g, o; GRU r, z, n. The shapes' letters:
+T time steps, B batch, I input size, H hidden size, G gates (RNN 1, GRU 3, LSTM 4). These functions take batches only
+and keep no state between calls; what is stacked, bidirectional or unbatched is in `fusedrnn.layers`.
 """
 
 from typing import Any, NamedTuple
@@ -199,9 +199,7 @@ def rnn_forward(
     >>> g.w_hh.shape
     (5, 5)
     """
-    cell = RNN_CELLS.get(nonlinearity) if type(nonlinearity) is str else None
-    if cell is None:
-        cell = RNN_CELLS[checks.choice("nonlinearity", nonlinearity, RNN_CELLS)]
+    cell = RNN_CELLS[checks.choice("nonlinearity", nonlinearity, RNN_CELLS)]
     y, h_n, _, tape = _forward("rnn", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend)
     return y, h_n[0], tape
 
@@ -285,7 +283,7 @@ def gru_forward(
     h0 : array_like, shape (B, H), optional
         Initial hidden state. None is zeros.
     reset_after : bool, default True
-        True resets the product U_n h + c_n, as PyTorch, cuDNN and ONNX do; False resets h before it, as Cho et al. wrote.
+        True resets the product U_n h + c_n, as PyTorch and cuDNN do; False resets h before it, as Cho et al. wrote.
     lengths : array_like of int, shape (B,), optional
         Valid steps of each sequence, from 0 to T, in any order. What lies past them is never read. None is T for all.
     reverse : bool, default False
@@ -315,8 +313,8 @@ def gru_forward(
 
     References
     ----------
-    Cho, K. et al. (2014). Learning phrase representations using RNN encoder-decoder for statistical machine translation.
-    EMNLP, arXiv:1406.1078.
+    Cho, K. et al. (2014). Learning phrase representations using RNN encoder-decoder for statistical machine
+    translation. EMNLP, arXiv:1406.1078.
 
     Examples
     --------
@@ -332,9 +330,7 @@ def gru_forward(
     >>> g.w_hh.shape
     (15, 5)
     """
-    cell = "gru" if reset_after is True else "gru_reset_before"
-    if reset_after is not True and reset_after is not False:
-        cell = GRU_CELLS[checks.flag("reset_after", reset_after)]
+    cell = GRU_CELLS[checks.flag("reset_after", reset_after)]
     y, h_n, _, tape = _forward("gru", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend)
     return y, h_n[0], tape
 
