@@ -1,4 +1,4 @@
-"""The reference against mathematics: numbers worked out by hand, differences, complex steps, and PyTorch where it is installed.
+"""The reference against mathematics: numbers worked out by hand, differences, complex steps; and PyTorch, if installed.
 
 Every other backend is tested against the reference, so nothing here may rest on another backend, and the gradient
 checker itself is checked: it must refuse gradients that are wrong on purpose.
@@ -20,6 +20,7 @@ CELLS = ["rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"]
 SMOOTH = [cell for cell in CELLS if cell != "rnn_relu"]
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "h0", "c0")
+X = (None, "x")
 REVERSE = {"forwards": (False,), "backwards": (True,), "both": (False, True)}
 T, B, I, H = 4, 5, 2, 3
 LENGTHS = {"dense": None, "ragged": np.array([3, 0, 4, 1, 4])}
@@ -38,7 +39,7 @@ ROUNDING = {np.dtype(t): 200 * np.finfo(t).eps for t in (np.float16, np.float32,
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A cell with its arguments. `arrays` is keyed by "x" and (direction, parameter name)."""
+    """A cell with its arguments. `arrays` is keyed by (direction, name); x has no direction."""
 
     cell: str
     reverse: tuple
@@ -56,7 +57,7 @@ class Case:
             )
             for d, reverse in enumerate(self.reverse)
         )
-        return reference.forward(self.cell, arrays["x"], directions, self.lengths, training)
+        return reference.forward(self.cell, arrays[X], directions, self.lengths, training)
 
     def outputs(self, replaced=None):
         y, h_n, c_n, _ = self.forward(replaced)
@@ -67,13 +68,13 @@ class Case:
         *_, tape = self.forward(training=True)
         dx, gradients = (backward or reference.backward)(tape, *(mix.get(name) for name in ("dy", "dh_n", "dc_n")))
         named = {(d, name): g for d, of in enumerate(gradients) for name, g in zip(PARAMETERS, of, strict=True)}
-        return {"x": dx} | named
+        return {X: dx} | named
 
     def value(self, key):
         """The array, zeros for a state that is not given."""
         if self.arrays[key] is not None:
             return self.arrays[key]
-        return np.zeros((self.arrays["x"].shape[1], self.arrays[0, "w_hh"].shape[1]), self.arrays["x"].dtype)
+        return np.zeros((self.arrays[X].shape[1], self.arrays[0, "w_hh"].shape[1]), self.arrays[X].dtype)
 
     def differentiable(self):
         """What has a gradient: everything but absent biases, and c0 where the cell has no c."""
@@ -88,7 +89,7 @@ def draw(cell, reverse=(False,), lengths=None, given=GIVEN["all"], dtype=np.floa
     shapes = ((rows, inputs), (rows, hidden), (rows,), (rows,), (batch, hidden), (batch, hidden))
     rng = np.random.default_rng(seed)
     while True:
-        arrays = {"x": rng.normal(size=(time, batch, inputs)).astype(dtype)}
+        arrays = {X: rng.normal(size=(time, batch, inputs)).astype(dtype)}
         for d in range(len(reverse)):
             for name, shape in zip(PARAMETERS, shapes, strict=True):
                 absent = name not in ("w_ih", "w_hh", *given) or (name == "c0" and cell != "lstm")
@@ -112,7 +113,7 @@ def distance_from_kink(case):
 def upstream(case, seed=1):
     """A random gradient for every output."""
     rng = np.random.default_rng(seed)
-    dtype = case.arrays["x"].dtype
+    dtype = case.arrays[X].dtype
     return {name: rng.normal(size=o.shape).astype(dtype) for name, o in case.outputs().items() if o is not None}
 
 
@@ -130,7 +131,7 @@ def four_points(case, key, direction):
 
 
 def complex_step(case, key, direction):
-    """Derivative of every output along `direction`: Im f(x + i e) / e, with nothing to cancel and e as small as we like."""
+    """Derivative of every output along `direction`: Im f(x + i e) / e. Nothing cancels, so e can be tiny."""
     e = 1e-100
     replaced = {k: None if a is None else a.astype(complex) for k, a in case.arrays.items()}
     replaced[key] = case.value(key) + 1j * e * direction
@@ -151,7 +152,7 @@ def check_gradients(case, derivative, elementwise=False, backward=None):
     """
     above = upstream(case)
     rng = np.random.default_rng(2)
-    dtype = case.arrays["x"].dtype
+    dtype = case.arrays[X].dtype
     expected = []
     for key in case.differentiable():
         shape = case.value(key).shape
@@ -159,6 +160,7 @@ def check_gradients(case, derivative, elementwise=False, backward=None):
             directions = np.eye(math.prod(shape), dtype=dtype).reshape(-1, *shape)
         else:
             directions = rng.normal(size=(1, *shape)).astype(dtype)
+            directions /= np.sqrt((directions**2).sum())
         expected += [(key, direction, derivative(case, key, direction)) for direction in directions]
     assert expected
     for mix in MIXES:
@@ -228,7 +230,6 @@ class TestTheCheckerCanFail:
     @pytest.mark.parametrize("which", ["da", "ds"])
     @pytest.mark.parametrize(("cell", "gate"), [(cell, gate) for cell in CELLS for gate in range(GATES[cell])])
     def test_flipped_sign_of_a_gate(self, monkeypatch, cell, gate, which):
-        original = reference.CELLS[cell]
         part = slice(gate * H, (gate + 1) * H)
 
         def backward(step_cell, step, dstate, u):
@@ -237,7 +238,6 @@ class TestTheCheckerCanFail:
 
         right = sequence.step_backward
         monkeypatch.setattr(sequence, "step_backward", backward)
-        assert original is reference.CELLS[cell]
         assert self.refused(cell)
 
     @pytest.mark.parametrize(
@@ -268,12 +268,10 @@ class TestTheCheckerCanFail:
 
         assert self.refused(cell, backward)
 
-    @pytest.mark.parametrize("cell", CELLS)
-    @pytest.mark.parametrize("name", PARAMETERS)
+    @pytest.mark.parametrize(
+        ("cell", "name"), [(cell, name) for cell in CELLS for name in PARAMETERS if name != "c0" or cell == "lstm"]
+    )
     def test_zero_in_place_of_a_gradient(self, cell, name):
-        if name == "c0" and cell != "lstm":
-            name = "h0"
-
         def backward(tape, dy, dh_n, dc_n):
             dx, gradients = reference.backward(tape, dy, dh_n, dc_n)
             gradients[1][PARAMETERS.index(name)][...] = 0
@@ -285,8 +283,8 @@ class TestTheCheckerCanFail:
 class TestByHand:
     """One unit, one sequence, pre-activations chosen so that all values are fractions.
 
-    sigmoid(ln 2) = 2/3, sigmoid(ln 3) = 3/4, tanh(ln 2) = 3/5, tanh(ln 3) = 4/5. Nothing on the expected side comes from
-    the package.
+    sigmoid(ln 2) = 2/3, sigmoid(ln 3) = 3/4, tanh(ln 2) = 3/5, tanh(ln 3) = 4/5.
+    Nothing on the expected side comes from the package.
     """
 
     ln2, ln3 = math.log(2), math.log(3)
@@ -300,7 +298,7 @@ class TestByHand:
             "h0": (1, 1), "c0": (1, 1),
         }  # fmt: skip
         arrays = {n: np.array(a, float).reshape(shapes[n]) for n, a in arguments.items()}
-        case = Case(cell, (False,), None, {"x": arrays["x"]} | {(0, n): arrays.get(n) for n in PARAMETERS})
+        case = Case(cell, (False,), None, {X: arrays["x"]} | {(0, n): arrays.get(n) for n in PARAMETERS})
         # Some ten operations on numbers below ten, on both sides.
         exact = {"rtol": 100 * np.finfo(float).eps, "atol": 100 * np.finfo(float).eps}
         np.testing.assert_allclose(case.outputs()["dy"].ravel(), y, **exact)
@@ -310,7 +308,7 @@ class TestByHand:
         got = case.backward(mix)
         assert set(gradients) == set(arguments)
         for name, want in gradients.items():
-            g = got["x" if name == "x" else (0, name)]
+            g = got[X if name == "x" else (0, name)]
             np.testing.assert_allclose(g, np.reshape(want, shapes[name]), **exact, err_msg=name)
 
     def test_rnn_tanh(self):
@@ -407,12 +405,12 @@ def test_pytorch(cell, bidirectional, lengths, bias):
     long_names = {"w_ih": "weight_ih_l0", "w_hh": "weight_hh_l0", "b_ih": "bias_ih_l0", "b_hh": "bias_hh_l0"}
     parameters = {
         long_names[k[1]] + ("_reverse" if k[0] else ""): leaf
-        for k, leaf in leaves.items() if k != "x" and k[1] in long_names
+        for k, leaf in leaves.items() if k[1] in long_names
     }  # fmt: skip
     h0 = torch.stack([leaves[d, "h0"] for d in range(len(reverse))])
     state = (h0, torch.stack([leaves[d, "c0"] for d in range(len(reverse))])) if cell == "lstm" else h0
 
-    x = leaves["x"]
+    x = leaves[X]
     if lengths is not None:
         x = torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
     y, state = torch.func.functional_call(module, parameters, (x, state))
@@ -438,12 +436,12 @@ class TestRaggedBatches:
         case = draw(cell, REVERSE[reverse], LENGTHS["ragged"])
         above = upstream(case)
         together, gradients = case.outputs(), case.backward(above)
-        summed = {k: 0 for k in case.differentiable() if k != "x" and k[1] in PARAMETERS[:4]}
+        summed = {k: 0 for k in case.differentiable() if k[1] in PARAMETERS[:4]}
         limit = {"rtol": ROUNDING[np.dtype(float)], "atol": ROUNDING[np.dtype(float)]}
         for j, length in enumerate(case.lengths):
             only = slice(j, j + 1)
             arrays = {k: a[only] if a is not None and k[1] in ("h0", "c0") else a for k, a in case.arrays.items()}
-            alone = Case(cell, case.reverse, None, arrays | {"x": case.arrays["x"][:length, only]})
+            alone = Case(cell, case.reverse, None, arrays | {X: case.arrays[X][:length, only]})
             outputs = alone.outputs()
             np.testing.assert_allclose(together["dy"][:length, only], outputs["dy"], **limit)
             assert not together["dy"][length:, j].any()
@@ -453,23 +451,23 @@ class TestRaggedBatches:
             g = alone.backward(
                 {"dy": above["dy"][:length, only]} | {n: d[:, only] for n, d in above.items() if n != "dy"}
             )
-            np.testing.assert_allclose(gradients["x"][:length, only], g["x"], **limit)
-            assert not gradients["x"][length:, j].any()
+            np.testing.assert_allclose(gradients[X][:length, only], g[X], **limit)
+            assert not gradients[X][length:, j].any()
             for key in case.differentiable():
                 if key in summed:
                     summed[key] = summed[key] + g[key]
-                elif key != "x":
+                elif key != X:
                     np.testing.assert_allclose(gradients[key][only], g[key], **limit)
         for key, total in summed.items():
             np.testing.assert_allclose(gradients[key], total, **limit)
 
     def test_backwards_is_forwards_on_each_sequence_turned_round(self, cell):
         case = draw(cell, (True,), LENGTHS["ragged"])
-        turned = case.arrays["x"].copy()
+        turned = case.arrays[X].copy()
         for j, length in enumerate(case.lengths):
             turned[:length, j] = turned[:length, j][::-1]
         y, h_n, c_n, _ = case.forward()
-        other = Case(cell, (False,), case.lengths, case.arrays | {"x": turned})
+        other = Case(cell, (False,), case.lengths, case.arrays | {X: turned})
         y_turned, *states, _ = other.forward()
         for j, length in enumerate(case.lengths):
             np.testing.assert_array_equal(y[:length, j], y_turned[:length, j][::-1])
@@ -481,10 +479,10 @@ class TestRaggedBatches:
         case = draw(cell, (False, True), LENGTHS["ragged"])
         padding = np.arange(T)[:, None] >= case.lengths
         above = upstream(case)
-        x, dy = case.arrays["x"].copy(), above["dy"].copy()
+        x, dy = case.arrays[X].copy(), above["dy"].copy()
         x[padding] = np.nan
         dy[padding] = np.nan
-        dirty = Case(cell, case.reverse, case.lengths, case.arrays | {"x": x})
+        dirty = Case(cell, case.reverse, case.lengths, case.arrays | {X: x})
         for clean_output, output in zip(case.forward()[:3], dirty.forward()[:3], strict=True):
             np.testing.assert_array_equal(clean_output, output)
         expected, got = case.backward(above), dirty.backward(above | {"dy": dy})
@@ -503,23 +501,21 @@ class TestRaggedBatches:
             if cell == "lstm":
                 np.testing.assert_array_equal(c_n[d], case.arrays[d, "c0"])
                 np.testing.assert_array_equal(gradients[d, "c0"], above["dc_n"][d])
-        assert not any(
-            gradients[key].any() for key in case.differentiable() if key == "x" or key[1] not in ("h0", "c0")
-        )
+        assert not any(gradients[key].any() for key in case.differentiable() if key[1] not in ("h0", "c0"))
 
     def test_nan_stays_in_its_sequence(self, cell):
         case = draw(cell, (False, True), LENGTHS["ragged"])
-        x = case.arrays["x"].copy()
+        x = case.arrays[X].copy()
         x[1, 2, 0] = np.nan
         others = [0, 1, 3, 4]
-        dirty = Case(cell, case.reverse, case.lengths, case.arrays | {"x": x})
+        dirty = Case(cell, case.reverse, case.lengths, case.arrays | {X: x})
         for clean_output, output in zip(case.forward()[:3], dirty.forward()[:3], strict=True):
             if output is not None:
                 assert np.isnan(output[:, 2]).any()
                 np.testing.assert_array_equal(output[:, others], clean_output[:, others])
         above = upstream(case)
         expected, got = case.backward(above), dirty.backward(above)
-        np.testing.assert_array_equal(got["x"][:, others], expected["x"][:, others])
+        np.testing.assert_array_equal(got[X][:, others], expected[X][:, others])
         assert np.isnan(got[0, "w_ih"]).any()
         for key in case.differentiable():
             if key[1] in ("h0", "c0"):
@@ -540,7 +536,7 @@ class TestRaggedBatches:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("sizes", [(0, B, I, H), (T, 0, I, H), (0, 0, I, H), (1, 1, 1, 1)])
 def test_no_time_steps_and_no_sequences(cell, sizes):
-    time, batch, inputs, hidden = sizes
+    time, batch, _, hidden = sizes
     for lengths in (None, np.full(batch, time)):
         case = draw(cell, (False, True), lengths, sizes=sizes)
         y, h_n, c_n, _ = case.forward()
@@ -579,8 +575,8 @@ def test_every_float_dtype(cell, dtype):
 def test_huge_and_infinite_input_gives_no_warning(cell):
     case = draw(cell, dtype=np.float32)
     for extreme in (1e30, -1e30, np.inf, -np.inf):
-        x = np.full_like(case.arrays["x"], extreme)
-        huge = Case(cell, case.reverse, None, case.arrays | {"x": x})
+        x = np.full_like(case.arrays[X], extreme)
+        huge = Case(cell, case.reverse, None, case.arrays | {X: x})
         with np.errstate(all="raise"):
             huge.forward()
             huge.backward(upstream(case))
@@ -622,7 +618,7 @@ class TestPackedAndStream:
         for array in parameters:
             array[...] = np.nan
         direction = (packed, case.arrays[0, "h0"], case.arrays[0, "c0"], False)
-        y, *_ = reference.forward(cell, case.arrays["x"], (direction,), None, False)
+        y, *_ = reference.forward(cell, case.arrays[X], (direction,), None, False)
         np.testing.assert_array_equal(y, case.outputs()["dy"])
         with pytest.raises(ValueError, match="read-only"):
             packed.parameters[0][...] = 0
@@ -631,7 +627,7 @@ class TestPackedAndStream:
         low, high = draw(cell), draw(cell, sizes=(T, B, H, H), seed=3)
         layers = [reference.pack(cell, *(case.arrays[0, name] for name in PARAMETERS[:4])) for case in (low, high)]
         y_low, h_low, c_low, _ = low.forward()
-        high = Case(cell, (False,), None, high.arrays | {"x": y_low})
+        high = Case(cell, (False,), None, high.arrays | {X: y_low})
         y, h_high, c_high, _ = high.forward()
         limit = {"rtol": ROUNDING[np.dtype(float)], "atol": ROUNDING[np.dtype(float)]}
         stepper = reference.stream(tuple(layers), B)
@@ -641,7 +637,7 @@ class TestPackedAndStream:
         out = np.empty((B, H))
         for t in range(T):
             given = out if t % 2 else None
-            h = stepper.step(low.arrays["x"][t], given)
+            h = stepper.step(low.arrays[X][t], given)
             assert given is None or h is out
             np.testing.assert_allclose(h, y[t], **limit)
         np.testing.assert_allclose(stepper.h, np.concatenate([h_low, h_high]), **limit)
