@@ -10,7 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
+import numpy as np
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -60,7 +60,7 @@ def core() -> Extension:
         "fusedrnn._core",
         sources=[str(KERNELS / name) for name in sources],
         depends=sorted(str(path) for pattern in ("*.h", "*.pxd", "*.pxi") for path in KERNELS.glob(pattern)),
-        include_dirs=[str(KERNELS), numpy.get_include()],
+        include_dirs=[str(KERNELS), np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")],
         extra_compile_args=[*compile_flags, *FLAGS],
         extra_link_args=["-pthread", *link_flags],

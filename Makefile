@@ -1,0 +1,82 @@
+# The commands of this project. Each makes what it needs under .venv; nothing outside this folder is touched.
+#
+#   make run        examples/char_lm.py: train a character-level language model and write text with it
+#   make test       the test suite                 (make test ARGS="-m slow", make test ARGS=tests/test_gradients.py)
+#   make lint       every static check
+#   make sanitize   the test suite under AddressSanitizer and UBSan (Linux, gcc)
+#   make bench      the benchmarks                 (make bench ARGS="-k lstm")
+#   make docs       the documentation as HTML, in docs/_build
+#   make dist       sdist and wheel, in dist
+#   make clean      remove all that the above have made
+#
+# PYTHON is the interpreter (3.11 or later) that .venv is made from; CC, when set, compiles the extension.
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+SAN := .venv-sanitize
+BIN := $(VENV)/bin
+BUILD_INPUTS := pyproject.toml setup.py $(shell find kernels -type f)
+
+.PHONY: run test lint sanitize bench docs dist clean
+.NOTPARALLEL:
+.SECONDEXPANSION:
+
+run: $(VENV)/.package $(VENV)/.group-run
+	$(BIN)/python examples/char_lm.py $(ARGS)
+
+test: $(VENV)/.package $(VENV)/.group-test
+	$(BIN)/python -m pytest $(ARGS)
+
+# stubtest holds _core.pyi against the compiled module itself.
+lint: $(VENV)/.package $(VENV)/.group-lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/cython-lint kernels
+	find kernels -name '*.[ch]' | sort | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest fusedrnn._core --mypy-config-file pyproject.toml
+	find src -name '*.py' | sort | xargs $(BIN)/numpydoc lint
+	$(BIN)/codespell
+	$(BIN)/sp-repo-review .
+
+# detect_leaks=0: CPython keeps memory until the very end on purpose. capture=sys: a report must outlive the process.
+sanitize: $(SAN)/.package $(SAN)/.group-test
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(SAN)/bin/python -m pytest --capture=sys $(ARGS)
+
+bench: $(VENV)/.package $(VENV)/.group-bench
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+docs: $(VENV)/.package $(VENV)/.group-docs
+	$(BIN)/python -m sphinx --fail-on-warning docs docs/_build $(ARGS)
+
+dist: $(VENV)/.group-test
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) $(SAN) build dist docs/_build src/fusedrnn.egg-info src/fusedrnn/_core.*.so
+
+# The virtual environments. A .name in one is a stamp: made anew when what it was made from changes.
+
+# Debian's python3 has no ensurepip until python3-venv is installed; its pip can fill the environment all the same.
+# pip 25.1 is the first that knows dependency groups.
+$(VENV)/.pip $(SAN)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv $(@D) || { $(PYTHON) -m venv --clear --without-pip $(@D) && $(PYTHON) -m pip --python $(@D)/bin/python install pip; }
+	$(@D)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	touch $@
+
+# Editable: a change of a Python file needs no second installation.
+$(VENV)/.package: $(BUILD_INPUTS) | $(VENV)/.pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# Not editable: the instrumented module must not lie in src, where the other interpreters would find it.
+$(SAN)/.package: $(BUILD_INPUTS) $(shell find src -name '*.py*') | $(SAN)/.pip
+	CC=gcc FUSEDRNN_BUILD=sanitize $(SAN)/bin/python -m pip install --quiet .
+	touch $@
+
+$(addprefix $(VENV)/.group-,run test lint bench docs) $(SAN)/.group-test: pyproject.toml | $$(@D)/.pip
+	$(@D)/bin/python -m pip install --quiet --group $(patsubst .group-%,%,$(@F))
+	touch $@
