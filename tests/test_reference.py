@@ -33,8 +33,9 @@ GIVEN = {
 }
 MIXES = [mix for n in range(4) for mix in itertools.combinations(("dy", "dh_n", "dc_n"), n)]
 
-# Two ways to the same number through the whole computation: some tens of roundings of numbers of order one on each.
-ROUNDING = {np.dtype(t): 200 * np.finfo(t).eps for t in (np.float16, np.float32, np.float64, np.longdouble)}
+# Two ways to the same number through the whole computation: some tens of roundings of numbers of order one on each,
+# which largely cancel. The worst seen is 14 eps.
+ROUNDING = {np.dtype(t): 40 * np.finfo(t).eps for t in (np.float16, np.float32, np.float64, np.longdouble)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +140,9 @@ def complex_step(case, key, direction):
 
 
 def tolerance(derivative, dtype):
-    """Both multiples cover the fifth derivatives and sums of some tens of terms of order one."""
+    """The factors cover fifth derivatives and sums of some tens of terms of order one. The worst seen are 600 and 7."""
     eps = np.finfo(dtype).eps
-    return 2000 * eps**0.8 if derivative is four_points else 500 * eps
+    return 2000 * eps**0.8 if derivative is four_points else 40 * eps
 
 
 def check_gradients(case, derivative, elementwise=False, backward=None):
@@ -354,11 +355,11 @@ class TestByHand:
         )  # fmt: skip
 
     def test_gru(self):
-        # r = 3/4, z = 2/3, s_n = 1 * 3 + 1 = 4, n = tanh(a_n + 3) = 3/5; h = 1/3 * 3/5 + 2/3 * 3 = 11/5.
+        # r = 3/4, z = 2/3, q = 1 * 3 + 1 = 4, n = tanh(a_n + 3) = 3/5; h = 1/3 * 3/5 + 2/3 * 3 = 11/5.
         x, h0 = 2.0, 3.0
         w, u, v = np.array([1, -1, 0.5]), np.array([0.5, -0.5, 1]), np.array([0.25, 0.75, 1])
         b = np.array([self.ln3 - u[0] * h0 - v[0], self.ln2 - u[1] * h0 - v[1], self.ln2 - 3]) - w * x
-        # dh = 5: dz = 12, dn = 5/3, dq = 16/15, dr = 64/15, ds_n = 4/5.
+        # dh = 5: dz = 12, dn = 5/3, dp_n = 16/15, dr = 64/15, dq = 4/5.
         da, ds = np.array([4 / 5, 8 / 3, 16 / 15]), np.array([4 / 5, 8 / 3, 4 / 5])
         self.compare(
             "gru",

@@ -1,4 +1,4 @@
-"""Activations of the reference for any NumPy float dtype, and for complex input where complex-step differentiation applies.
+"""Activations of the reference: any NumPy float dtype, and complex input for complex-step differentiation.
 
 Derivatives are functions of the activation's value, not of its argument: that is what forward keeps.
 Sources: docs/math.md, section 2.

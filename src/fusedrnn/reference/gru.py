@@ -2,7 +2,7 @@
 
 ``gru`` resets after the recurrent product (PyTorch, cuDNN): n = tanh(W_n x + b_n + r * (U_n h + v_n)).
 ``gru_reset_before`` resets before it (Cho et al. 2014):     n = tanh(W_n x + b_n + U_n (r * h) + v_n).
-The second form has a product in the middle of the step, so it comes in two pointwise pairs, one before and one after it.
+The second form has a product in the middle of the step, so it comes in two pointwise pairs, before and after it.
 The products themselves belong to the time loop, sequence.py.
 Shapes: a, s and their gradients (B, 3H), gates r, z, n side by side, unless said otherwise; everything else (B, H).
 """
@@ -15,24 +15,23 @@ from fusedrnn.reference.sequence import Cell, Kept, Reset, StepGradient, StepRes
 
 def after_forward(a: Array, s: Array, h_prev: Array) -> StepResult:
     a_r, a_z, a_n = np.split(a, 3, axis=1)
-    s_r, s_z, s_n = np.split(s, 3, axis=1)
+    s_r, s_z, q = np.split(s, 3, axis=1)
     r = sigmoid(a_r + s_r)  # (G3)
     z = sigmoid(a_z + s_z)  # (G4)
-    q = r * s_n  # (G5)
-    n = tanh(a_n + q)  # (G6)
-    h = (1 - z) * n + z * h_prev  # (G7)
-    return (h,), (r, z, n, s_n, h_prev)
+    n = tanh(a_n + r * q)  # (G5)
+    h = (1 - z) * n + z * h_prev  # (G6)
+    return (h,), (r, z, n, q, h_prev)
 
 
 def after_backward(kept: Kept, dh: Array) -> StepGradient:
-    r, z, n, s_n, h_prev = kept
-    dz, dn, dh_prev = dh * (h_prev - n), dh * (1 - z), dh * z  # (G7')
-    dq = dn * dtanh(n)  # (G6')
-    dr, ds_n = dq * s_n, dq * r  # (G5')
+    r, z, n, q, h_prev = kept
+    dz, dn, dh_prev = dh * (h_prev - n), dh * (1 - z), dh * z  # (G6')
+    dp_n = dn * dtanh(n)  # (G5')
+    dr, dq = dp_n * q, dp_n * r  # (G5')
     dp_z = dz * dsigmoid(z)  # (G4')
     dp_r = dr * dsigmoid(r)  # (G3')
-    da = np.concatenate((dp_r, dp_z, dq), axis=1)
-    ds = np.concatenate((dp_r, dp_z, ds_n), axis=1)
+    da = np.concatenate((dp_r, dp_z, dp_n), axis=1)
+    ds = np.concatenate((dp_r, dp_z, dq), axis=1)
     return da, ds, (dh_prev,)
 
 

@@ -11,7 +11,7 @@ from fusedrnn.reference.activations import Array, dsigmoid, dtanh, sigmoid, tanh
 from fusedrnn.reference.sequence import Cell, Kept, StepGradient, StepResult
 
 
-def forward(a: Array, s: Array, h_prev: Array, c_prev: Array) -> StepResult:
+def forward(a: Array, s: Array, _h_prev: Array, c_prev: Array) -> StepResult:
     p_i, p_f, p_g, p_o = np.split(a + s, 4, axis=1)
     i = sigmoid(p_i)  # (L3)
     f = sigmoid(p_f)  # (L4)

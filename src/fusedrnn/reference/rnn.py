@@ -1,4 +1,4 @@
-"""The vanilla RNN (Elman 1990), tanh or relu: pointwise forward and backward of one step, equations (R*) of docs/math.md.
+"""The RNN (Elman 1990), tanh or relu: pointwise forward and backward of one step, equations (R*) of docs/math.md.
 
 The products (R1) and (R2) belong to the time loop, sequence.py.
 Shapes: a, s, h_prev, h and all gradients (B, H).
@@ -8,7 +8,7 @@ from fusedrnn.reference.activations import Array, drelu, dtanh, relu, tanh
 from fusedrnn.reference.sequence import Cell, Kept, StepGradient, StepResult
 
 
-def tanh_forward(a: Array, s: Array, h_prev: Array) -> StepResult:
+def tanh_forward(a: Array, s: Array, _h_prev: Array) -> StepResult:
     h = tanh(a + s)  # (R3)
     return (h,), (h,)
 
@@ -19,7 +19,7 @@ def tanh_backward(kept: Kept, dh: Array) -> StepGradient:
     return dp, dp, (0,)
 
 
-def relu_forward(a: Array, s: Array, h_prev: Array) -> StepResult:
+def relu_forward(a: Array, s: Array, _h_prev: Array) -> StepResult:
     h = relu(a + s)  # (R3)
     return (h,), (h,)
 

@@ -1,9 +1,9 @@
 """The time loop, one for every cell: forward and backward through time of one direction of one layer.
 
 A cell brings only pointwise equations; all products, ragged batches, reversed time and initial states are here.
-Arguments have been checked above; nothing is checked again. Step numbers (1), (2), (5) stand for (R1), (L1), (G1), (C1), ...
+Arguments have been checked above; nothing is checked again. Step (1) stands for (R1), (L1), (G1) and (C1), and so on.
 
-Legend: T time, B batch, I input, H hidden, G gates, S states of the cell (1: h; 2: h and c), N valid (time, sequence) pairs.
+Legend: T time, B batch, I input, H hidden, G gates, S states of the cell (1: h; 2: h and c).
 """
 
 from collections.abc import Callable
@@ -135,7 +135,8 @@ def run_forward(
 def run_backward(run: Run, x: Array, valid: Array, dy: Array | None, dstate: Array) -> tuple[Array, Gradients]:
     """Backward through time; `dstate` goes from the final state's gradient to the initial one's in place.
 
-    x, valid as in run_forward; dy (T, B, H), read where valid; dstate (S, B, H), inout. Returns dx (T, B, I) and the gradients.
+    x, valid as in run_forward; dy (T, B, H), read where valid; dstate (S, B, H), inout.
+    Returns dx (T, B, I), zero where not valid, and the gradients.
     """
     w, u, b, v = run.parameters
     da = np.zeros((*valid.shape, len(w)), x.dtype)
