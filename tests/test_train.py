@@ -1,0 +1,458 @@
+"""train: gradients against central differences, optimisers against steps by hand and PyTorch's, files, every error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fusedrnn import train
+
+Array = np.ndarray
+T, B, C, I, O = 3, 2, 5, 4, 3
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def differences(f: Callable[[], float], a: Array, h: float = 1e-3) -> Array:
+    """The gradient of f() in every element of `a`, by four-point central differences: their error is of order h^4."""
+    gradient = np.empty_like(a)
+    for index in np.ndindex(a.shape):
+        value, values = a[index], []
+        for step in (-2, -1, 1, 2):
+            a[index] = value + step * h
+            values.append(f())
+        a[index] = value
+        gradient[index] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
+    return gradient
+
+
+def assert_gradient(found: Array, f: Callable[[], float], a: Array) -> None:
+    assert found.shape == a.shape
+    assert found.dtype == a.dtype
+    np.testing.assert_allclose(found, differences(f, a), rtol=1e-8, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(I,), (B, I), (T, B, I), (0, B, I)])
+def test_linear_gradients(rng: np.random.Generator, shape: tuple[int, ...], bias: bool) -> None:
+    layer = train.Linear(I, O, bias, dtype=np.float64, rng=rng)
+    x, dy = rng.standard_normal(shape), rng.standard_normal((*shape[:-1], O))
+    y, tape = layer.forward(x)
+    assert (y == layer(x)).all()
+    g = layer.backward(tape, dy)
+    assert g.parameters.keys() == layer.parameters.keys() == ({"weight", "bias"} if bias else {"weight"})
+    for found, a in [(g.x, x), *((g.parameters[k], layer.parameters[k]) for k in g.parameters)]:
+        assert_gradient(found, lambda: float((layer(x) * dy).sum()), a)
+
+
+@pytest.mark.parametrize("shape", [(), (6,), (T, B), (0, B)])
+def test_embedding_gradients(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
+    layer = train.Embedding(C, I, dtype=np.float64, rng=rng)
+    indices, dy = rng.integers(0, C - 1, shape), rng.standard_normal((*shape, I))  # the last symbol never occurs
+    y, tape = layer.forward(indices)
+    assert (y == layer(indices)).all()
+    assert (y == train.one_hot(indices, C, np.float64) @ layer.parameters["weight"]).all()
+    found = layer.backward(tape, dy).parameters["weight"]
+    assert_gradient(found, lambda: float((layer(indices) * dy).sum()), layer.parameters["weight"])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_layers_keep_their_dtype(dtype: type) -> None:
+    linear, embedding = train.Linear(I, O, dtype=dtype, rng=0), train.Embedding(C, I, dtype=dtype, rng=0)
+    x, _ = embedding.forward([[0, 1], [1, 4]])
+    y, tape = linear.forward(x)
+    g = linear.backward(tape, y)
+    assert {a.dtype for a in (x, y, g.x, *g.parameters.values())} == {np.dtype(dtype)}
+    assert train.one_hot(3, C, dtype).dtype == dtype
+
+
+def test_initial_values_follow_the_seed_and_the_documented_range() -> None:
+    a, b, c = (train.Linear(100, 200, rng=seed).parameters["weight"] for seed in (1, 1, 2))
+    assert (a == b).all()
+    assert (a != c).any()
+    assert 0.099 < np.abs(a).max() <= 0.1
+    assert train.Embedding(1000, 100, rng=1).parameters["weight"].std() == pytest.approx(1, abs=0.01)
+
+
+def test_one_hot() -> None:
+    assert train.one_hot([[2], [0]], 3).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
+
+
+# ------------------------------------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("unit", ["nats", "bits"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(1,), (T, B)])
+def test_softmax_cross_entropy_gradient(
+    rng: np.random.Generator, shape: tuple[int, ...], masked: bool, reduction: str, unit: str
+) -> None:
+    logits, targets = rng.standard_normal((*shape, C)), rng.integers(0, C, shape)
+    mask = np.arange(math.prod(shape)).reshape(shape) % 3 == 0 if masked else None
+
+    def loss() -> float:
+        return train.softmax_cross_entropy(logits, targets, mask, reduction=reduction, unit=unit)[0]
+
+    _, gradient = train.softmax_cross_entropy(logits, targets, mask, reduction=reduction, unit=unit)
+    assert_gradient(gradient, loss, logits)
+
+
+def test_softmax_cross_entropy_by_hand() -> None:
+    logits, targets = np.log([[0.5, 0.25, 0.25], [0.125, 0.125, 0.75]]), [0, 1]
+    assert train.softmax_cross_entropy(logits, targets, unit="bits")[0] == pytest.approx((1 + 3) / 2)
+    assert train.softmax_cross_entropy(logits, targets, unit="bits", reduction="sum")[0] == pytest.approx(4)
+    assert train.softmax_cross_entropy(logits, targets)[0] == pytest.approx(2 * math.log(2))
+    assert train.softmax_cross_entropy(logits, targets, [False, True], unit="bits")[0] == pytest.approx(3)
+    assert train.softmax_cross_entropy(np.zeros(4), 2, unit="bits")[0] == pytest.approx(2)
+
+
+def test_what_the_mask_hides_is_not_read() -> None:
+    mask = np.array([True, False])
+    logits, prediction = np.array([[0.0, 1.0], [np.nan, np.inf]]), np.array([1.0, np.nan])
+    loss, gradient = train.softmax_cross_entropy(logits, [1, -1], mask)
+    assert loss == pytest.approx(math.log1p(math.exp(-1)))
+    assert gradient[1].tolist() == [0, 0]
+    loss, gradient = train.mean_squared_error(prediction, np.array([3.0, 0.0]), mask)
+    assert loss == 4
+    assert gradient.tolist() == [-4, 0]
+
+
+def test_losses_over_nothing() -> None:
+    nothing = np.zeros((0, C))
+    assert train.softmax_cross_entropy(nothing, np.zeros(0, int), reduction="sum")[0] == 0
+    assert train.mean_squared_error(nothing, nothing, reduction="sum")[0] == 0
+    for mean in (
+        lambda: train.softmax_cross_entropy(nothing, np.zeros(0, int)),
+        lambda: train.softmax_cross_entropy(np.zeros((2, C)), [0, 0], False),
+        lambda: train.mean_squared_error(nothing, nothing),
+    ):
+        with pytest.raises(ValueError, match="reduction: expected at least one element for a mean, got none"):
+            mean()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_mean_squared_error_gradient(rng: np.random.Generator, masked: bool, reduction: str) -> None:
+    prediction, target = rng.standard_normal((2, T, B, O))
+    mask = (np.arange(T)[:, None] < [1, 3])[..., None] if masked else None
+
+    def loss() -> float:
+        return train.mean_squared_error(prediction, target, mask, reduction=reduction)[0]
+
+    _, gradient = train.mean_squared_error(prediction, target, mask, reduction=reduction)
+    assert_gradient(gradient, loss, prediction)
+    expected = np.square(prediction - target)[np.broadcast_to(True if mask is None else mask, target.shape)]
+    assert loss() == pytest.approx(getattr(expected, reduction)())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_softmax_does_not_overflow(dtype: type) -> None:
+    logits = np.array([[60000, 60000, -np.inf], [-60000, 0, 0]], dtype)
+    assert train.softmax(logits).tolist() == [[0.5, 0.5, 0], [0, 0.5, 0.5]]
+    assert train.softmax(logits).dtype == dtype
+    loss, gradient = train.softmax_cross_entropy(logits, [0, 1], unit="bits")
+    assert loss == pytest.approx(1, rel=1e-3)
+    assert gradient.dtype == dtype
+
+
+# ----------------------------------------------------------------------------------------------------------- clipping
+
+
+def test_clip_global_norm() -> None:
+    gradients = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]], np.float32)}
+    assert train.clip_global_norm(gradients, 5) == 5
+    assert gradients["a"].tolist() == [3, 0]
+    assert train.clip_global_norm(gradients, 2.5) == 5
+    assert gradients["a"].tolist() == [1.5, 0]
+    assert gradients["b"].tolist() == [[2]]
+    assert train.clip_global_norm({}, 1) == 0
+    assert train.clip_global_norm({"a": np.zeros((2, 0))}, 1) == 0
+
+
+def test_clip_global_norm_of_squares_that_overflow() -> None:
+    gradients = {"a": np.full(4, 1e30, np.float32)}
+    assert train.clip_global_norm(gradients, 1) == pytest.approx(2e30)
+    np.testing.assert_allclose(gradients["a"], 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_clip_global_norm_refuses_what_is_not_finite(value: float) -> None:
+    gradients = {"a": np.array([100.0]), "b": np.array([1.0, value])}
+    with pytest.raises(FloatingPointError, match="gradients: the norm of 'b' is not finite"):
+        train.clip_global_norm(gradients, 1)
+    assert gradients["a"] == 100
+
+
+def test_clip_value() -> None:
+    gradients = {"a": np.array([-3.0, 0.5, np.inf, np.nan], np.float32)}
+    train.clip_value(gradients, 2)
+    np.testing.assert_array_equal(gradients["a"], np.array([-2, 0.5, 2, np.nan], np.float32))
+
+
+# --------------------------------------------------------------------------------------------------------- optimisers
+
+
+def steps(make: Callable[..., train.Optimizer], gradients: list[float], **options: float) -> list[float]:
+    p = np.array([1.0])
+    optimizer, values = make({"p": p}, **options), []
+    for g in gradients:
+        optimizer.step({"p": np.array([g], np.float64)})
+        values.append(float(p[0]))
+    assert optimizer.steps == len(gradients)
+    return values
+
+
+def test_sgd_by_hand() -> None:
+    assert steps(train.SGD, [2, 4], learning_rate=0.25) == [0.5, -0.5]
+    assert steps(train.SGD, [2, 4], learning_rate=0.25, momentum=0.5) == [0.5, -0.75]  # v = 2, 5
+
+
+def test_rmsprop_by_hand() -> None:
+    # s = 0.5 * 4 = 2, then 0.5 * 2 + 0.5 * 1 = 1.5
+    first = 1 - 0.1 * 2 / (math.sqrt(2) + 1e-8)
+    second = first - 0.1 * 1 / (math.sqrt(1.5) + 1e-8)
+    assert steps(train.RMSprop, [2, 1], learning_rate=0.1, decay=0.5) == pytest.approx([first, second], rel=1e-14)
+
+
+def test_adam_by_hand() -> None:
+    # m = 0.2, 0.28; v = 0.004, 0.004996; corrected: 2, 0.28/0.19; 4, 0.004996/0.001999
+    first = 1 - 0.1 * 2 / (2 + 1e-8)
+    second = first - 0.1 * (0.28 / 0.19) / (math.sqrt(0.004996 / 0.001999) + 1e-8)
+    assert steps(train.Adam, [2, 1], learning_rate=0.1) == pytest.approx([first, second], rel=1e-12)
+    decayed = 1 - 0.1 * 0.5 - 0.1 * 2 / (2 + 1e-8)
+    assert steps(train.Adam, [2], learning_rate=0.1, weight_decay=0.5) == pytest.approx([decayed], rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "name", "torch_options"),
+    [
+        (train.SGD, {"learning_rate": 0.1}, "SGD", {"lr": 0.1}),
+        (train.SGD, {"learning_rate": 0.1, "momentum": 0.9}, "SGD", {"lr": 0.1, "momentum": 0.9}),
+        (train.RMSprop, {"decay": 0.95}, "RMSprop", {"lr": 0.01, "alpha": 0.95}),
+        (train.Adam, {}, "Adam", {}),
+        (
+            train.Adam,
+            {"beta1": 0.8, "beta2": 0.99, "weight_decay": 0.1},
+            "AdamW",
+            {"betas": (0.8, 0.99), "weight_decay": 0.1},
+        ),
+    ],
+    ids=["sgd", "momentum", "rmsprop", "adam", "adamw"],
+)
+def test_optimizers_make_the_steps_of_torch(make, options, name, torch_options, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    torch = pytest.importorskip("torch")
+    arrays = {"a": rng.standard_normal((3, 4)), "b": rng.standard_normal(5)}
+    tensors = {key: torch.tensor(a.copy(), requires_grad=True) for key, a in arrays.items()}
+    ours, theirs = make(arrays, **options), getattr(torch.optim, name)(tensors.values(), **torch_options)
+    for _ in range(20):
+        gradients = {key: rng.standard_normal(a.shape) for key, a in arrays.items()}
+        for key, tensor in tensors.items():
+            tensor.grad = torch.tensor(gradients[key].copy())
+        ours.step(gradients)
+        theirs.step()
+    for key, a in arrays.items():
+        np.testing.assert_allclose(a, tensors[key].detach().numpy(), rtol=1e-12)
+
+
+OPTIMIZERS = pytest.mark.parametrize("make", [train.SGD, train.RMSprop, train.Adam])
+
+
+@OPTIMIZERS
+def test_optimizers_change_arrays_in_place_and_keep_dtypes(make: type) -> None:
+    parameters = {"a": np.ones(3, np.float32), "b": np.ones((2, 2))}
+    before = dict(parameters)
+    gradients = {key: np.full_like(a, 2) for key, a in parameters.items()}
+    make(parameters, learning_rate=0.5).step(gradients)
+    for key, a in parameters.items():
+        assert a is before[key]
+        assert (a < 1).all()
+        assert (gradients[key] == 2).all()
+    assert parameters["a"].dtype == np.float32
+
+
+@OPTIMIZERS
+def test_optimizers_follow_a_changed_learning_rate(make: type) -> None:
+    p = np.ones(1)
+    optimizer = make({"p": p}, learning_rate=0.5)
+    optimizer.learning_rate = 0
+    optimizer.step({"p": np.ones(1)})
+    assert p == 1
+
+
+# -------------------------------------------------------------------------------------------------------------- dicts
+
+
+def test_join_keeps_the_arrays_themselves() -> None:
+    a, b = np.zeros(1), np.zeros(2)
+    joined = train.join(rnn={"w": a}, head={"w": b})
+    assert list(joined) == ["rnn.w", "head.w"]
+    assert joined["rnn.w"] is a
+    assert joined["head.w"] is b
+
+
+def test_save_and_load(tmp_path, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
+    arrays = {
+        "rnn.weight_ih_l0": rng.standard_normal((3, 4)).astype(np.float32),
+        "file": np.asfortranarray(rng.standard_normal((2, 3))),
+        "allow_pickle": np.array(3),
+        "empty": np.zeros((0, 2), ">f8"),
+    }
+    paths = tmp_path / "weights.npz", tmp_path / "no suffix"
+    for path in paths:
+        train.save_arrays(path, arrays)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    loaded = train.load_arrays(str(paths[1]))
+    assert list(loaded) == list(arrays)
+    for key, a in arrays.items():
+        np.testing.assert_array_equal(loaded[key], a, strict=True)
+    with np.load(paths[0]) as archive:
+        assert archive.files == list(arrays)
+    np.savez(tmp_path / "numpy.npz", a=arrays["file"])
+    np.testing.assert_array_equal(train.load_arrays(tmp_path / "numpy.npz")["a"], arrays["file"])
+
+
+def test_assign() -> None:
+    parameters = {"a": np.zeros(2, np.float32)}
+    a = parameters["a"]
+    train.assign(parameters, {"a": np.array([1, 2], np.float32)})
+    assert a.tolist() == [1, 2]
+    assert parameters["a"] is a
+
+
+def test_load_refuses_what_is_no_npz(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "a.npz"
+    with pytest.raises(FileNotFoundError):
+        train.load_arrays(path)
+    path.write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"path: expected an .npz file, got .*a\.npz"):
+        train.load_arrays(path)
+    with pytest.raises(ValueError, match=r"arrays\['a'\]: expected numbers, got Python objects"):
+        train.save_arrays(tmp_path / "b.npz", {"a": np.array([None])})
+    assert not (tmp_path / "b.npz").exists()
+    np.savez(path, a=np.array([None]))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        train.load_arrays(path)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+linear, embedding = train.Linear(I, O, rng=0), train.Embedding(C, I, rng=0)
+x32, logits32 = np.zeros((B, I), np.float32), np.zeros((B, C), np.float32)
+
+
+def read_only() -> Array:
+    a = np.zeros(1)
+    a.flags.writeable = False
+    return a
+
+
+BAD_INPUT = [
+    (lambda: train.Linear(0, 1), ValueError, "input_size: expected at least 1, got 0"),
+    (lambda: train.Linear(1, -1), ValueError, "output_size: expected at least 1, got -1"),
+    (lambda: train.Linear(1.5, 1), TypeError, "input_size: expected an integer, got float"),
+    (lambda: train.Linear(1, 1, dtype=int), TypeError, "dtype: expected float32 or float64, got int64"),
+    (lambda: train.Linear(1, 1, rng="seed"), TypeError, "rng: expected a numpy.random.Generator, a seed or None"),
+    (lambda: linear(np.zeros(I)), TypeError, "x: expected float32, got float64"),
+    (lambda: linear(np.float32(1)), ValueError, r"x: expected shape \(4,\), got \(\)"),
+    (lambda: linear(np.zeros((B, 5), np.float32)), ValueError, r"x: expected shape \(2, 4\), got \(2, 5\)"),
+    (lambda: linear.backward(x32, np.zeros((B, O))), TypeError, "dy: expected float32, got float64"),
+    (lambda: linear.backward(x32, x32), ValueError, r"dy: expected shape \(2, 3\), got \(2, 4\)"),
+    (lambda: train.Embedding(0, 1), ValueError, "count: expected at least 1, got 0"),
+    (lambda: train.Embedding(1, 0), ValueError, "size: expected at least 1, got 0"),
+    (lambda: embedding([0.0]), TypeError, "indices: expected integers, got float64"),
+    (lambda: embedding([True]), TypeError, "indices: expected integers, got bool"),
+    (lambda: embedding([1, 5]), ValueError, "indices: expected values from 0 to 4, got values from 1 to 5"),
+    (lambda: embedding(-1), ValueError, "indices: expected values from 0 to 4, got values from -1 to -1"),
+    (lambda: embedding.backward(np.zeros(3, int), x32), ValueError, r"dy: expected shape \(3, 4\), got \(2, 4\)"),
+    (lambda: embedding.backward(np.zeros(3, int), [[0] * 4] * 3), TypeError, "dy: expected float32, got int64"),
+    (lambda: train.one_hot(2, 2), ValueError, "indices: expected values from 0 to 1, got values from 2 to 2"),
+    (lambda: train.one_hot(0, 0), ValueError, "count: expected at least 1, got 0"),
+    (lambda: train.one_hot(0, 1, int), TypeError, "dtype: expected float32 or float64, got int64"),
+    (lambda: train.softmax([1]), TypeError, "logits: expected floating numbers, got int64"),
+    (lambda: train.softmax(np.zeros((2, 0))), ValueError, r"logits: expected shape .* got \(2, 0\)"),
+    (lambda: train.softmax(1.0), ValueError, r"logits: expected shape \(..., C\) with C >= 1, got \(\)"),
+    (lambda: train.softmax_cross_entropy([[1]], [0]), TypeError, "logits: expected floating numbers, got int64"),
+    (
+        lambda: train.softmax_cross_entropy(logits32, [0]),
+        ValueError,
+        r"targets: expected shape \(2,\) .* got \(1,\)",
+    ),
+    (lambda: train.softmax_cross_entropy(logits32, [0, 5]), ValueError, "targets: expected values from 0 to 4"),
+    (lambda: train.softmax_cross_entropy(logits32, [0.0, 1]), TypeError, "targets: expected integers, got float64"),
+    (lambda: train.softmax_cross_entropy(logits32, [0, 1], [1, 0]), TypeError, "mask: expected bool, got int64"),
+    (
+        lambda: train.softmax_cross_entropy(logits32, [0, 1], [True] * 3),
+        ValueError,
+        r"mask: expected a shape that broadcasts to \(2,\), got \(3,\)",
+    ),
+    (
+        lambda: train.softmax_cross_entropy(logits32, [0, 1], reduction="none"),
+        ValueError,
+        "reduction: expected 'mean' or 'sum', got 'none'",
+    ),
+    (
+        lambda: train.softmax_cross_entropy(logits32, [0, 1], unit="dits"),
+        ValueError,
+        "unit: expected 'nats' or 'bits', got 'dits'",
+    ),
+    (lambda: train.mean_squared_error([1], [1.0]), TypeError, "prediction: expected floating numbers, got int64"),
+    (lambda: train.mean_squared_error([1.0], [1]), TypeError, "target: expected float64, got int64"),
+    (lambda: train.mean_squared_error([1.0], [[1.0]]), ValueError, r"target: expected shape \(1,\), got \(1, 1\)"),
+    (lambda: train.clip_global_norm({}, 0), ValueError, "limit: expected a number greater than 0, got 0"),
+    (lambda: train.clip_global_norm({}, math.nan), ValueError, "limit: expected a finite number, got nan"),
+    (lambda: train.clip_value({}, -1), ValueError, "limit: expected a number greater than 0, got -1"),
+    (lambda: train.SGD({}, -1), ValueError, "learning_rate: expected .* got -1"),
+    (lambda: train.SGD({}, 1, momentum=1), ValueError, "momentum: expected a number less than 1, got 1"),
+    (lambda: train.SGD({"p": [1.0]}, 1), TypeError, r"parameters\['p'\]: expected an ndarray, got list"),
+    (lambda: train.SGD({"p": np.array(1)}, 1), TypeError, r"parameters\['p'\]: expected floating .* got int64"),
+    (lambda: train.SGD({"p": read_only()}, 1), ValueError, r"parameters\['p'\]: expected a writable array"),
+    (lambda: train.RMSprop({}, decay=-0.5), ValueError, "decay: expected a number from 0 to 1, got -0.5"),
+    (lambda: train.RMSprop({}, epsilon=0), ValueError, "epsilon: expected a number greater than 0, got 0"),
+    (lambda: train.Adam({}, beta1=1), ValueError, "beta1: expected a number less than 1, got 1"),
+    (lambda: train.Adam({}, beta2="1"), TypeError, "beta2: expected a number, got str"),
+    (lambda: train.Adam({}, epsilon=0), ValueError, "epsilon: expected a number greater than 0, got 0"),
+    (lambda: train.Adam({}, weight_decay=-1), ValueError, "weight_decay: expected .* got -1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"), BAD_INPUT, ids=[f"{n} {message}" for n, (*_, message) in enumerate(BAD_INPUT)]
+)
+def test_bad_input(call: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"p": np.ones(2)}, ValueError, r"expected the keys of the parameters, got missing \['q'\], unknown \[\]"),
+        ({"p": np.ones(2), "q": np.ones(1), "r": 1}, ValueError, r"expected the keys .* unknown \['r'\]"),
+        ({"p": np.ones(2), "q": np.ones(2)}, ValueError, r"\['q'\]: expected shape \(1,\), got \(2,\)"),
+        ({"p": np.ones(2), "q": np.ones(1, np.float32)}, TypeError, r"\['q'\]: expected float64, got float32"),
+    ],
+)
+def test_arrays_unlike_the_parameters_change_nothing(given, error, message: str) -> None:  # type: ignore[no-untyped-def]
+    parameters = {"p": np.zeros(2), "q": np.zeros(1)}
+    optimizer = train.SGD(parameters, 1)
+    with pytest.raises(error, match=f"^gradients(: )?{message}"):
+        optimizer.step(given)
+    with pytest.raises(error, match=f"^arrays(: )?{message}"):
+        train.assign(parameters, given)
+    assert optimizer.steps == 0
+    assert not any(a.any() for a in parameters.values())
+
+
+def test_an_optimizer_is_made_of_a_subclass() -> None:
+    with pytest.raises(NotImplementedError):
+        train.Optimizer({"p": np.zeros(1)}, 1).step({"p": np.zeros(1)})
