@@ -15,11 +15,19 @@ from typing import Any
 
 import numpy as np
 
+import fusedrnn
 from fusedrnn import reference
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 CELLS = tuple(GATES)
 DTYPES = ("float32", "float64")
+FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rnn_tanh": ("rnn", {}),
+    "rnn_relu": ("rnn", {"nonlinearity": "relu"}),
+    "lstm": ("lstm", {}),
+    "gru": ("gru", {}),
+    "gru_reset_before": ("gru", {"reset_after": False}),
+}
 PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh")
 
 Results = dict[str, "np.ndarray | None"]
@@ -196,6 +204,30 @@ def forward(backend: Any, p: Problem, *, training: bool = False) -> tuple[Result
     """Outputs by name, and the tape."""
     y, h_n, c_n, tape = backend.forward(p.cell, p.x, p.directions, p.lengths, training)
     return {"y": y, "h_n": h_n, "c_n": c_n}, tape
+
+
+def run_functional(backend: str, p: Problem, training: bool = True) -> Results:
+    """The same as `run` (or its outputs alone) for one direction, through the public functions and all their checks."""
+    function, options = FUNCTIONS[p.cell]
+    ((weights, h0, c0, reverse),) = p.directions
+    lstm = p.cell == "lstm"
+    *outputs, tape = getattr(fusedrnn, f"{function}_forward")(
+        p.x,
+        *weights,
+        *((h0, c0) if lstm else (h0,)),
+        lengths=p.lengths,
+        reverse=reverse,
+        training=training,
+        backend=backend,
+        **options,
+    )
+    results = {"y": outputs[0], "h_n": outputs[1][None], "c_n": outputs[2][None] if lstm else None}
+    if not training:
+        assert tape is None
+        return results
+    finals = [None if a is None else a[0] for a in (p.dh_n, p.dc_n)]
+    g = getattr(fusedrnn, f"{function}_backward")(tape, p.dy, *finals[: 1 + lstm])
+    return results | {"x": g.x} | {f"0.{name}": getattr(g, name) for name in (*PARAMETERS, "h0", "c0")}
 
 
 def run(backend: Any, p: Problem) -> Results:

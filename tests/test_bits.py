@@ -1,0 +1,340 @@
+"""The promise of equal bits: what a sequence gives depends on nothing but the sequence, its states and the weights.
+
+Not on threads, batch, chunks, streaming, the vector width, a fork or who else computes at the time. Compared with ==;
+two different machines are not compared, and the baseline without fused multiply-add is held to itself alone.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import os
+import pickle
+import select
+import signal
+
+import numpy as np
+import pytest
+from cases import CELLS, DTYPES, PARAMETERS, Case, assert_same, forward, problem, run, run_functional
+
+THREADS = (1, 2, 3, 4)
+BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
+
+# T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences; a batch to split.
+SIZES = ((7, 3, 5, 9), (5, 33, 17, 65), (90, 7, 12, 20), (4, 2, 40, 257), (3, 16, 33, 128))
+
+
+def cases(cell, dtype):
+    for (T, B, I, H), lengths, directions in zip(
+        SIZES, ("any", "none", "zeros", "none", "any"), ("both", "reverse", "both", "both", "forward"), strict=True
+    ):
+        yield Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions)
+
+
+def each_cell(test):
+    """The test for every cell, dtype and instruction set, once with each of the sizes."""
+
+    @functools.wraps(test)
+    def loop(cell, dtype, compiled):
+        for case in cases(cell, dtype):
+            try:
+                test(compiled.module, problem(case))
+            except Exception as error:
+                error.add_note(f"in {case}")
+                raise
+
+    del loop.__wrapped__  # pytest is to see the arguments of the loop
+    return pytest.mark.parametrize("cell", CELLS)(pytest.mark.parametrize("dtype", DTYPES)(loop))
+
+
+def of_rows(results, index):
+    """What belongs to the sequences `index` of the batch (gradients of parameters are sums over it)."""
+    found = {}
+    for name, a in results.items():
+        axis = BATCH_AXIS.get(name.split(".")[-1])
+        if axis is not None:
+            found[name] = None if a is None else a.take(index, axis=axis)
+    return found
+
+
+# Threads -------------------------------------------------------------------------------------------------------------
+
+
+@each_cell
+def test_any_number_of_threads(core, p):
+    """Outputs and every gradient."""
+    core.set_num_threads(1)
+    want = run(core, p)
+    for threads in THREADS[1:]:
+        core.set_num_threads(threads)
+        assert core.get_num_threads() == threads
+        assert_same(run(core, p), want)
+        assert_same(forward(core, p)[0], {name: want[name] for name in ("y", "h_n", "c_n")})
+
+
+@each_cell
+def test_again(core, p):
+    """Nothing is left over from one call to the next."""
+    want = run(core, p)
+    run(core, p.map(lambda a: np.full_like(a, 1e3)))
+    assert_same(run(core, p), want)
+
+
+def test_python_threads_at_once(compiled):
+    """Each gets what it gets alone, with one team between them."""
+    problems = [problem(case) for cell in CELLS for case in cases(cell, "float32")]
+    want = [run(compiled.module, p) for p in problems]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for round_ in range(3):
+            order = np.random.default_rng(round_).permutation(len(problems))
+            found = pool.map(lambda i: (i, run(compiled.module, problems[i])), order)
+            for i, got in found:
+                assert_same(got, want[i])
+
+
+# Batches -------------------------------------------------------------------------------------------------------------
+
+
+@each_cell
+def test_a_sequence_alone_and_in_any_batch(core, p):
+    batch = p.x.shape[1]
+    whole = run(core, p)
+    for row in {0, batch // 2, batch - 1}:
+        index = np.array([row])
+        assert_same(of_rows(run(core, p.rows(index)), [0]), of_rows(whole, index))
+    order = np.random.default_rng(batch).permutation(batch)
+    assert_same(of_rows(run(core, p.rows(order)), np.arange(batch)), of_rows(whole, order))
+
+
+@each_cell
+def test_a_batch_in_parts(core, p):
+    batch = p.x.shape[1]
+    whole = run(core, p)
+    for cut in {1, batch // 2, batch - 1} - {0, batch}:
+        for part in (np.arange(cut), np.arange(cut, batch)):
+            assert_same(of_rows(run(core, p.rows(part)), np.arange(len(part))), of_rows(whole, part))
+
+
+def test_every_batch_size(compiled):
+    """One sequence as the last of 1 to 33: every height of a tile."""
+    for cell in CELLS:
+        p = problem(Case(cell, T=3, B=33, I=5, H=40))
+        whole = run(compiled.module, p)
+        for batch in range(1, 33):
+            rows = np.arange(33 - batch, 33)
+            assert_same(of_rows(run(compiled.module, p.rows(rows)), np.arange(batch)), of_rows(whole, rows))
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+
+
+@each_cell
+def test_lengths_as_if_each_sequence_were_cut(core, p):
+    lengths = np.minimum(np.arange(p.x.shape[1]) * 7 % (p.x.shape[0] + 1), p.x.shape[0]).astype(np.int64)
+    p = dataclasses.replace(p.map(np.nan_to_num), lengths=lengths)
+    whole = run(core, p)
+    for row, length in list(enumerate(lengths))[:8]:
+        alone = p.rows(np.array([row]))
+        cut = dataclasses.replace(alone, x=alone.x[:length].copy(), dy=alone.dy[:length].copy(), lengths=None)
+        want, got = of_rows(run(core, cut), [0]), of_rows(whole, [row])
+        for name in ("y", "x"):
+            assert not got[name][length:].any()
+            got[name] = got[name][:length]
+        assert_same(got, want)
+
+
+@each_cell
+def test_reversed_time(core, p):
+    """A reversed direction is the forward one on the sequence turned round."""
+    turned = dataclasses.replace(p, x=p.x[::-1].copy(), dy=p.dy[::-1].copy(), lengths=None).map(np.nan_to_num)
+    turned = dataclasses.replace(turned, directions=tuple((*d[:3], not d[3]) for d in turned.directions))
+    straight = dataclasses.replace(p, lengths=None).map(np.nan_to_num)
+    got, want = run(core, straight), run(core, turned)
+    for name in ("y", "x"):
+        want[name] = want[name][::-1]
+    everything = np.arange(p.x.shape[1])
+    assert_same(of_rows(got, everything), of_rows(want, everything))
+
+
+@each_cell
+def test_both_directions_as_two_calls(core, p):
+    """Everything but dx, which is the sum of the two."""
+    H = p.directions[0][0][1].shape[1]
+    both = run(core, p)
+    for d, direction in enumerate(p.directions):
+        part = slice(d * H, (d + 1) * H)
+        states = (None if a is None else a[d : d + 1] for a in (p.dh_n, p.dc_n))
+        dh_n, dc_n = states
+        alone = dataclasses.replace(p, directions=(direction,), dy=p.dy[:, :, part].copy(), dh_n=dh_n, dc_n=dc_n)
+        one = run(core, alone)
+        assert np.array_equal(both["y"][:, :, part], one["y"])
+        for name in (*PARAMETERS, "h0", "c0"):
+            assert_same({name: both[f"{d}.{name}"]}, {name: one[f"0.{name}"]})
+
+
+def steps(core, p, batch):
+    """The weights of p's first direction packed for a stream, and p without lengths."""
+    weights, h0, c0, _ = p.directions[0]
+    stepper = core.stream((core.pack(p.cell, *weights),), batch)
+    p = dataclasses.replace(p, lengths=None, directions=((weights, h0, c0, False),)).map(np.nan_to_num)
+    return stepper, p
+
+
+@each_cell
+def test_a_stream_and_a_sequence(core, p):
+    stepper, p = steps(core, p, p.x.shape[1])
+    want = forward(core, p)[0]
+    _, h0, c0, _ = p.directions[0]
+    stepper.set_state(h0[None], None if c0 is None else c0[None])
+    out = np.empty_like(want["y"][0])
+    for t, x_t in enumerate(p.x):
+        assert np.array_equal(stepper.step(x_t, out=out) if t % 2 else stepper.step(x_t), want["y"][t])
+    assert_same({"h": stepper.h, "c": stepper.c}, {"h": want["h_n"], "c": want["c_n"]})
+
+
+@each_cell
+def test_a_stream_of_one_sequence(core, p):
+    stepper, p = steps(core, p, 1)
+    want = forward(core, p)[0]
+    _, h0, c0, _ = p.directions[0]
+    stepper.set_state(h0[None, -1:], None if c0 is None else c0[None, -1:])
+    for t, x_t in enumerate(p.x):
+        assert np.array_equal(stepper.step(x_t[-1:]), want["y"][t, -1:])
+
+
+@each_cell
+def test_one_call_and_many(core, p):
+    """The state carried from call to call, the sequence cut anywhere."""
+    time = len(p.x)
+    p = dataclasses.replace(p, lengths=None, directions=tuple((*d[:3], False) for d in p.directions)).map(np.nan_to_num)
+    whole = forward(core, p)[0]
+    for chunk in {1, 2, time // 2 + 1}:
+        q, parts = p, []
+        for start in range(0, time, chunk):
+            q = dataclasses.replace(q, x=p.x[start : start + chunk])
+            part = forward(core, q)[0]
+            parts.append(part["y"])
+            c_n = [None] * len(p.directions) if part["c_n"] is None else part["c_n"]
+            states = zip(p.directions, part["h_n"], c_n, strict=True)
+            q = dataclasses.replace(q, directions=tuple((w, h, c, False) for (w, *_), h, c in states))
+        assert_same(part | {"y": np.concatenate(parts)}, whole)
+
+
+# Ways of saying the same ---------------------------------------------------------------------------------------------
+
+
+@each_cell
+def test_none_is_zeros(core, p):
+    """For states, biases and gradients; a gradient comes back for the bias that was given."""
+    B, H = p.x.shape[1], p.directions[0][0][1].shape[1]
+    G = p.directions[0][0][0].shape[0]
+    lstm = p.cell == "lstm"
+
+    def with_(zeros):
+        state = (zeros(B, H), zeros(B, H) if lstm else None)
+        directions = tuple(
+            ((*weights[:2], zeros(G), zeros(G)), *state, reverse) for weights, _, _, reverse in p.directions
+        )
+        return dataclasses.replace(
+            p,
+            directions=directions,
+            dy=zeros(*p.dy.shape),
+            dh_n=p.dh_n,
+            dc_n=zeros(*p.dc_n.shape) if lstm else None,
+        )
+
+    want = run(core, with_(lambda *shape: np.zeros(shape, p.x.dtype)))
+    got = run(core, with_(lambda *_: None))
+    for name in list(want):
+        if name.split(".")[-1] in ("b_ih", "b_hh"):
+            assert want.pop(name) is not None
+            assert got.pop(name) is None
+    assert_same(got, want)
+
+
+@each_cell
+def test_tapes_of_many_calls_at_once(core, p):
+    """Backward passes in another order than the forward ones."""
+    q = p.map(lambda a: (a * a.dtype.type(0.5)).astype(a.dtype))
+    want = run(core, p), run(core, q)
+    found = {}
+    tapes = [(i, r, forward(core, r, training=True)[1]) for i, r in ((0, p), (1, q), (0, p))]
+    for i, r, tape in reversed(tapes):
+        dx, gradients = core.backward(tape, r.dy, r.dh_n, r.dc_n)
+        found = {"x": dx} | {
+            f"{d}.{name}": a
+            for d, g in enumerate(gradients)
+            for name, a in zip((*PARAMETERS, "h0", "c0"), g, strict=True)
+        }
+        assert_same(found, {name: want[i][name] for name in found})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_public_functions(cell, dtype, compiled):
+    for case in cases(cell, dtype):
+        p = problem(dataclasses.replace(case, directions="reverse" if case.B > 8 else "forward"))
+        want = run(compiled.module, p)
+        assert_same(run_functional(compiled.backend, p), want)
+        outputs = {name: want[name] for name in ("y", "h_n", "c_n")}
+        assert_same(run_functional(compiled.backend, p, training=False), outputs)
+
+
+# Machines ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_avx2_and_avx512(cell, dtype, core):
+    """Outputs and every gradient; all that fuses multiplication and addition does so in the same order."""
+    names = [name for name in ("avx512", "avx2") if name in core.available_isas()]
+    if len(names) < 2:
+        pytest.skip("this CPU does not run both")
+    before = core.isa()
+    try:
+        for case in cases(cell, dtype):
+            p = problem(case)
+            found = []
+            for name in names:
+                core.set_isa(name)
+                found.append(run(core, p))
+            assert_same(*found)
+    finally:
+        core.set_isa(before)
+
+
+def in_child(function, seconds=60):
+    """What the function returns in a forked child; fails where the child hangs or dies."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(write, "wb") as pipe:
+                pipe.write(pickle.dumps(function()))
+        finally:
+            os._exit(0)
+    os.close(write)
+    try:
+        with os.fdopen(read, "rb") as pipe:
+            if not select.select([pipe], [], [], seconds)[0]:
+                pytest.fail("the forked child hangs")
+            data = pipe.read()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert data, "the forked child died"
+    return pickle.loads(data)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_before_and_after_fork(compiled):
+    """In the child, in its own child, and in the parent once more."""
+    problems = [problem(case) for cell in CELLS for case in cases(cell, "float32")]
+    compiled.module.set_num_threads(2)
+
+    def everything():
+        return [run(compiled.module, p) for p in problems]
+
+    want = everything()
+    for found in (in_child(everything), in_child(lambda: in_child(everything)), everything()):
+        for got, w in zip(found, want, strict=True):
+            assert_same(got, w)
