@@ -1,10 +1,11 @@
 """Fused recurrent cells for NumPy: RNN, GRU and LSTM, forward and backward over a sequence in one compiled call."""
 
-from fusedrnn import backends
+from fusedrnn import backends, init
 from fusedrnn.backends import use_backend
+from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
+from fusedrnn.frozen import Frozen, Stream
 from fusedrnn.functional import (
     Gradients,
-    Tape,
     gru_backward,
     gru_forward,
     lstm_backward,
@@ -12,18 +13,35 @@ from fusedrnn.functional import (
     rnn_backward,
     rnn_forward,
 )
+from fusedrnn.info import show_config, version
+from fusedrnn.layers import GRU, LSTM, RNN, LayerGradients
+from fusedrnn.tape import Tape
+from fusedrnn.threads import get_num_threads, set_num_threads
 
-__version__ = "0.1.0"
+__version__ = version()
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Frozen",
+    "GRUCell",
     "Gradients",
+    "LSTMCell",
+    "LayerGradients",
+    "RNNCell",
+    "Stream",
     "Tape",
     "backends",
+    "get_num_threads",
     "gru_backward",
     "gru_forward",
+    "init",
     "lstm_backward",
     "lstm_forward",
     "rnn_backward",
     "rnn_forward",
+    "set_num_threads",
+    "show_config",
     "use_backend",
 ]

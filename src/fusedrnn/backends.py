@@ -91,10 +91,11 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One backend: its name, the dtypes it takes, and its four functions."""
+    """One backend: its name, the dtypes it takes, the module, and its four functions bound once."""
 
     name: str
     dtypes: checks.Dtypes
+    module: Any
     pack: Callable[[str, Array, Array, Array | None, Array | None], Packed]
     forward: Callable[
         [str, Array, tuple[Direction, ...], npt.NDArray[np.int64] | None, bool], tuple[Array, Array, Array | None, Any]
@@ -151,6 +152,11 @@ def missing(name: str) -> str | None:
     return None
 
 
+def compiled() -> Any:
+    """The compiled module, which keeps the thread count and the instruction set; None if it is not installed."""
+    return get("cython").module if missing("cython") is None else None
+
+
 def _load(name: str) -> Backend:
     try:
         module = importlib.import_module(_MODULES[name])
@@ -159,7 +165,7 @@ def _load(name: str) -> Backend:
             raise
         raise ModuleNotFoundError(f"backend {name!r} is not installed: {error}", name=error.name) from error
     dtypes = checks.FLOATING if name == "reference" else checks.COMPILED
-    backend = Backend(name, dtypes, module.pack, module.forward, module.backward, module.stream)
+    backend = Backend(name, dtypes, module, module.pack, module.forward, module.backward, module.stream)
     return _loaded.setdefault(name, backend)
 
 

@@ -5,10 +5,11 @@ that is so already passes after a few comparisons and is returned itself, never 
 be raised. No check reads the values of floating-point arrays: NaN and infinity are data.
 """
 
+import math
 import operator
 import sys
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -96,13 +97,12 @@ def memory(x: Array, hidden_size: int, directions: int) -> None:
         )
 
 
-def parameters(sizes: Mapping[str, Shape], dtype: np.dtype[Any]) -> None:
-    """No parameter of a layer to be made is larger than memory can be addressed."""
-    for name, shape in sizes.items():
-        if (needed := int(np.prod(np.array(shape, dtype=object))) * dtype.itemsize) > sys.maxsize:
-            raise ValueError(
-                f"{name}: shape {_shape(shape)} needs {needed} bytes, more than can be addressed ({sys.maxsize})"
-            )
+def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
+    """An array still to be made, of this shape, does not exceed what memory can be addressed."""
+    if (needed := math.prod(shape) * dtype.itemsize) > sys.maxsize:
+        raise ValueError(
+            f"{name}: shape {_shape(shape)} needs {needed} bytes, more than can be addressed ({sys.maxsize})"
+        )
 
 
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
@@ -123,22 +123,29 @@ def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int6
     return found
 
 
-def no_lengths(value: npt.ArrayLike | None) -> None:
-    """An unbatched sequence is all valid."""
-    if value is not None:
-        raise ValueError("lengths: expected None as x is unbatched (cut x instead), got an argument")
+def no_lengths() -> NoReturn:
+    """An unbatched sequence is valid from end to end."""
+    raise ValueError("lengths: expected None for an unbatched x, got lengths")
 
 
-def state_pair(name: str, value: Any, letters: str) -> tuple[Any, Any]:
-    """The two parts of an LSTM's state. An array is refused: unpacking it would take its first axis for the pair."""
-    if isinstance(value, tuple | list) and len(value) == 2:
-        return value[0], value[1]
-    got = f"{type(value).__name__} of {len(value)}" if isinstance(value, tuple | list) else type(value).__name__
-    raise TypeError(f"{name}: expected a pair {letters}, got {got}")
+def state(
+    name: str, parts: tuple[str, ...], value: Any, shape: Shape, dtype: np.dtype[Any]
+) -> tuple[Array | None, Array | None]:
+    """A state, or its gradient, of these parts (h, or h and c), each an array of this shape or None."""
+    if value is None:
+        return None, None
+    if len(parts) == 1:
+        return array(parts[0], value, shape, dtype), None
+    # An array is refused: unpacking it would take its first axis for the pair.
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        got = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+        raise TypeError(f"{name}: expected a pair ({', '.join(parts)}), got {got}")
+    h, c = (None if v is None else array(part, v, shape, dtype) for part, v in zip(parts, value, strict=True))
+    return h, c
 
 
 def loaded(name: str, value: npt.ArrayLike, shape: Shape) -> Array:
-    """A parameter to load: of this shape and any floating dtype, as it is cast to the layer's."""
+    """A parameter to load: of this shape and of any floating dtype, for it is cast to the layer's."""
     found = _floating(name, value, FLOATING)
     if found.shape != shape:
         raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
@@ -150,7 +157,7 @@ def _floating(name: str, value: npt.ArrayLike, dtypes: Dtypes, expected: str = "
     found = value if isinstance(value, ndarray) else _read(name, value, expected)
     if isinstance(found, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected {expected}, got a masked array")
-    dtype = found.dtype.newbyteorder("=")
+    dtype = _native(found.dtype)
     if dtype not in dtypes:
         raise TypeError(f"{name}: expected {expected}, got {dtype}")
     return np.require(found, dtype, "A")
@@ -167,6 +174,11 @@ def _read(name: str, value: Any, expected: str) -> Array:
     return found
 
 
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    native: np.dtype[Any] = dtype.newbyteorder("=")
+    return native
+
+
 def _shape(shape: Shape) -> str:
     return str(tuple(map(int, shape)))
 
@@ -174,17 +186,24 @@ def _shape(shape: Shape) -> str:
 # ------------------------------------------------------------------------------------------------------------ scalars
 
 
-def size(name: str, value: Any) -> int:
-    """A count of at least 1."""
+def size(name: str, value: Any, most: int = sys.maxsize) -> int:
+    """A count, from 1 to `most`."""
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
         found = operator.index(value)
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}")
-    if found < 1:
-        raise ValueError(f"{name}: expected at least 1, got {found}")
-    return found
+    if 1 <= found <= most:
+        return found
+    raise ValueError(f"{name}: expected {'at least 1' if most == sys.maxsize else f'from 1 to {most}'}, got {found}")
+
+
+def size_text(name: str, value: str, most: int) -> int:
+    """A count in an environment variable."""
+    if value.isdecimal():
+        return size(name, int(value), most)
+    raise ValueError(f"{name}: expected an integer, got {value!r}")
 
 
 def flag(name: str, value: Any) -> bool:
@@ -225,7 +244,7 @@ def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
         found = None if value is None else np.dtype(value)  # np.dtype(None) is float64
     except TypeError:
         found = None
-    if found is None or (native := found.newbyteorder("=")) not in dtypes:
+    if found is None or (native := _native(found)) not in dtypes:
         raise TypeError(f"dtype: expected float32 or float64, got {repr(value) if found is None else found}")
     return native
 
@@ -246,32 +265,56 @@ def _either(options: Collection[str]) -> str:
 # ----------------------------------------------------------------------------------------------- tapes and parameters
 
 
-def keys(given: Any, expected: Iterable[str]) -> Mapping[str, Any]:
-    """A state_dict with exactly these keys."""
+def keys(name: str, given: Any, expected: Collection[str]) -> Mapping[str, Any]:
+    """Parameters with exactly these names."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"state_dict: expected a mapping, got {type(given).__name__}")
-    expected = tuple(expected)
+        raise TypeError(f"{name}: expected a mapping, got {type(given).__name__}")
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     if missing or unexpected:
         lacks = f"; missing: {', '.join(missing)}" if missing else ""
         besides = f"; unexpected: {', '.join(map(str, unexpected))}" if unexpected else ""
-        raise ValueError(f"state_dict: expected the keys {', '.join(expected)}{lacks}{besides}")
+        raise ValueError(f"{name}: expected the keys {', '.join(expected)}{lacks}{besides}")
     return given
 
 
-def tape(value: T | None, type_: type[T], maker: str) -> T:
-    """`tape` is one at all."""
+def tape(value: Any, type_: type[T], maker: object) -> T:
+    """`tape` is one at all; `maker` should have made it."""
     if isinstance(value, type_):
         return value
-    raise TypeError(f"tape: expected the tape of {maker}, got {'None' if value is None else type(value).__name__}")
+    got = "None (was the forward pass one for training?)" if value is None else type(value).__name__
+    raise TypeError(f"tape: expected the tape of {maker}, got {got}")
 
 
-def tape_of(found: str, maker: str) -> ValueError:
-    """The tape is another function's or layer's."""
-    return ValueError(f"tape: expected the tape of {maker}, got the tape of {found}")
+def tape_maker(found: object, maker: object) -> None:
+    """The tape was made by this function or layer, and by no other."""
+    if found != maker:
+        other = "another " if repr(found) == repr(maker) else ""
+        raise ValueError(f"tape: expected the tape of {maker}, got the tape of {other}{found}")
 
 
 def tape_spent() -> RuntimeError:
     """The tape has been overwritten by its backward."""
     return RuntimeError("tape: a tape serves one backward, and this one has had it; run forward again")
+
+
+def no_stream(layer: object) -> NoReturn:
+    """A backward direction cannot be run step by step."""
+    raise ValueError(
+        f"stream: {layer} reads each sequence from its end too, so no step has a result before all are there"
+    )
+
+
+def instance(name: str, value: Any, type_: type[T]) -> T:
+    """A layer or cell."""
+    if isinstance(value, type_):
+        return value
+    raise TypeError(f"{name}: expected a layer or cell, got {type(value).__name__}")
+
+
+def forget_gate(module: object, lstm: bool, bias: bool) -> None:
+    """`module` has a forget gate, and the gate a bias."""
+    if not lstm:
+        raise TypeError(f"module: expected an LSTM or LSTMCell, got {module}")
+    if not bias:
+        raise ValueError(f"module: expected biases, got {module}")

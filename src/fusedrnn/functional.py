@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from fusedrnn import backends, checks
 from fusedrnn.checks import Array
+from fusedrnn.module import GATES, GRU_CELLS, RNN_CELLS
+from fusedrnn.tape import Tape
 
 __all__ = [
     "Gradients",
-    "Tape",
     "gru_backward",
     "gru_forward",
     "lstm_backward",
@@ -22,10 +23,6 @@ __all__ = [
     "rnn_backward",
     "rnn_forward",
 ]
-
-GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
-RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
-GRU_CELLS = {True: "gru", False: "gru_reset_before"}  # by reset_after
 
 
 class Gradients(NamedTuple):
@@ -42,40 +39,6 @@ class Gradients(NamedTuple):
     b_hh: Array | None
     h0: Array
     c0: Array | None
-
-
-class Tape:
-    """What a forward pass keeps for its backward: opaque, and good for one.
-
-    It holds x, y and the weights by reference: change none of them between forward and backward.
-    """
-
-    __slots__ = ("_backend", "_dtype", "_function", "_inner", "_shape")
-
-    def __init__(self, function: str, backend: backends.Backend, inner: Any, y: Array) -> None:
-        self._function = function
-        self._backend = backend
-        self._inner = [inner]  # a list, because its pop is atomic: of two threads one gets the tape
-        self._shape = y.shape
-        self._dtype = y.dtype
-
-    def run(self, function: str, dy: Any, dh_n: Any, dc_n: Any) -> Gradients:
-        """Check the arguments of `function`, then spend the tape."""
-        if self._function != function:
-            raise checks.tape_of(f"{self._function}_forward", f"{function}_forward")
-        shape, dtype = self._shape, self._dtype
-        if dy is not None:
-            dy = checks.array("dy", dy, shape, dtype)
-        if dh_n is not None:
-            dh_n = checks.array("dh_n", dh_n, shape[1:], dtype)[None]
-        if dc_n is not None:
-            dc_n = checks.array("dc_n", dc_n, shape[1:], dtype)[None]
-        try:
-            inner = self._inner.pop()
-        except IndexError:
-            raise checks.tape_spent() from None
-        dx, (of_direction,) = self._backend.backward(inner, dy, dh_n, dc_n)
-        return Gradients(dx, *of_direction)
 
 
 def _forward(
@@ -117,7 +80,23 @@ def _forward(
     checks.memory(x, hidden_size, 1)
     direction = ((w_ih, w_hh, b_ih, b_hh), h0, c0, reverse)
     y, h_n, c_n, inner = runner.forward(cell, x, (direction,), lengths, training)
-    return y, h_n, c_n, Tape(function, runner, inner, y) if training else None
+    return y, h_n, c_n, Tape(function, y.shape, dtype, (runner, inner)) if training else None
+
+
+def _backward(function: str, tape: Tape | None, dy: Any, dh_n: Any, dc_n: Any) -> Gradients:
+    """Check every argument, then spend the tape."""
+    tape = checks.tape(tape, Tape, function)
+    checks.tape_maker(tape.maker, function)
+    shape, dtype = tape.shape, tape.dtype
+    if dy is not None:
+        dy = checks.array("dy", dy, shape, dtype)
+    if dh_n is not None:
+        dh_n = checks.array("dh_n", dh_n, shape[1:], dtype)[None]
+    if dc_n is not None:
+        dc_n = checks.array("dc_n", dc_n, shape[1:], dtype)[None]
+    runner, inner = tape.take()
+    dx, (of_direction,) = runner.backward(inner, dy, dh_n, dc_n)
+    return Gradients(dx, *of_direction)
 
 
 def rnn_forward(
@@ -200,7 +179,9 @@ def rnn_forward(
     (5, 5)
     """
     cell = RNN_CELLS[checks.choice("nonlinearity", nonlinearity, RNN_CELLS)]
-    y, h_n, _, tape = _forward("rnn", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend)
+    y, h_n, _, tape = _forward(
+        "rnn_forward", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend
+    )
     return y, h_n[0], tape
 
 
@@ -243,7 +224,7 @@ def rnn_backward(
     >>> fr.rnn_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return checks.tape(tape, Tape, "rnn_forward(..., training=True)").run("rnn", dy, dh_n, None)
+    return _backward("rnn_forward", tape, dy, dh_n, None)
 
 
 def gru_forward(
@@ -331,7 +312,9 @@ def gru_forward(
     (15, 5)
     """
     cell = GRU_CELLS[checks.flag("reset_after", reset_after)]
-    y, h_n, _, tape = _forward("gru", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend)
+    y, h_n, _, tape = _forward(
+        "gru_forward", cell, x, w_ih, w_hh, b_ih, b_hh, h0, None, lengths, reverse, training, backend
+    )
     return y, h_n[0], tape
 
 
@@ -374,7 +357,7 @@ def gru_backward(
     >>> fr.gru_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return checks.tape(tape, Tape, "gru_forward(..., training=True)").run("gru", dy, dh_n, None)
+    return _backward("gru_forward", tape, dy, dh_n, None)
 
 
 def lstm_forward(
@@ -457,7 +440,9 @@ def lstm_forward(
     >>> g.w_hh.shape
     (20, 5)
     """
-    y, h_n, c_n, tape = _forward("lstm", "lstm", x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, training, backend)
+    y, h_n, c_n, tape = _forward(
+        "lstm_forward", "lstm", x, w_ih, w_hh, b_ih, b_hh, h0, c0, lengths, reverse, training, backend
+    )
     assert c_n is not None
     return y, h_n[0], c_n[0], tape
 
@@ -502,4 +487,4 @@ def lstm_backward(
     >>> fr.lstm_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return checks.tape(tape, Tape, "lstm_forward(..., training=True)").run("lstm", dy, dh_n, dc_n)
+    return _backward("lstm_forward", tape, dy, dh_n, dc_n)

@@ -1,0 +1,205 @@
+"""Inference only: layers whose weights were packed once, and streams that run them one time step at a time.
+
+A frozen layer is immutable and may be shared between threads. A stream keeps a state: one thread at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedrnn import checks
+from fusedrnn.backends import Backend, Packed, Stepper
+from fusedrnn.checks import Array
+from fusedrnn.stack import Stack
+
+__all__ = ["Frozen", "Stream"]
+
+Pair: TypeAlias = tuple[Array, Array]
+State = TypeVar("State", Array, Pair)
+"""h, or for an LSTM (h, c)."""
+Step: TypeAlias = Callable[..., Array]
+
+
+class Frozen(Generic[State]):
+    """A layer for inference, its weights packed once. Made by ``layer.freeze()``.
+
+    It cannot be changed, so threads may share it; copying it gives the same object.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fusedrnn as fr
+    >>> fast = fr.GRU(3, 5, rng=0).freeze()
+    >>> y, h_n = fast(np.ones((7, 2, 3), np.float32))
+    >>> y, h_n = fast(np.ones((7, 2, 3), np.float32), h_n)  # goes on where the first call ended
+    >>> y.shape, h_n.shape
+    ((7, 2, 5), (1, 2, 5))
+    """
+
+    __slots__ = ("_backend", "_layers", "_name", "_stack")
+
+    _name: str
+    _stack: Stack
+    _backend: Backend
+    _layers: tuple[tuple[Packed, ...], ...]
+
+    def __init__(self, name: str, stack: Stack, backend: Backend, layers: tuple[tuple[Packed, ...], ...]) -> None:
+        for attribute, value in zip(self.__slots__, (backend, layers, name, stack), strict=True):
+            object.__setattr__(self, attribute, value)
+
+    def __call__(
+        self, x: npt.ArrayLike, state: Any = None, lengths: npt.ArrayLike | None = None
+    ) -> tuple[Array, State]:
+        """Run the layer.
+
+        Parameters
+        ----------
+        x : array_like, shape (T, B, I), or (B, T, I) if batch_first, or (T, I) for one sequence without a batch
+            The sequences, of the layer's dtype.
+        state : array_like or pair of array_like, shape (num_layers * D, B, H), optional
+            The initial state: h0, or for an LSTM (h0, c0); without the B for an unbatched x. None is zeros.
+        lengths : array_like of int, shape (B,), optional
+            Valid steps of each sequence, from 0 to T, in any order. What lies past them is never read.
+
+        Returns
+        -------
+        y : ndarray, shape (T, B, D * H), or (B, T, D * H) if batch_first, or (T, D * H)
+            The last layer's hidden states; 0 past a sequence's length.
+        state : ndarray or pair of ndarray, shape (num_layers * D, B, H)
+            The final state, in the form of the initial one.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument does not fit.
+        """
+        return cast(tuple[Array, State], self._stack.infer(self._backend, self._layers, x, state, lengths))
+
+    def stream(self, batch_size: int = 1) -> "Stream[State]":
+        """Run the layer step by step.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            B.
+
+        Returns
+        -------
+        Stream
+            Its state is zeros.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `batch_size` is no integer, or less than 1.
+        ValueError
+            The layer is bidirectional.
+        """
+        if self._stack.directions == 2:
+            checks.no_stream(self._name)
+        batch_size = checks.size("batch_size", batch_size)
+        stack = self._stack
+        checks.addressable(
+            "batch_size", (stack.num_layers + 8, batch_size, stack.input_size + stack.hidden_size), stack.dtype
+        )
+        stepper = self._backend.stream(tuple(packed for (packed,) in self._layers), batch_size)
+        return Stream(self._name, stack, stepper, batch_size)
+
+    def __repr__(self) -> str:
+        """Say what was frozen, and on which backend."""
+        return f"<frozen {self._name} on {self._backend.name}>"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Refuse: threads share a frozen layer."""
+        raise AttributeError(f"{name}: a frozen layer cannot be changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        """Refuse: threads share a frozen layer."""
+        raise AttributeError(f"{name}: a frozen layer cannot be changed")
+
+    def __copy__(self) -> "Frozen[State]":
+        """The same object: there is nothing in it to change."""
+        return self
+
+    def __deepcopy__(self, memo: object) -> "Frozen[State]":
+        """The same object: there is nothing in it to change."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: packed weights suit the machine they were packed on."""
+        raise TypeError("a frozen layer cannot be pickled: pickle the layer and freeze it again")
+
+
+class Stream(Generic[State]):
+    """Stacked layers run one time step at a time; the state stays here between the steps. Made by ``frozen.stream()``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fusedrnn as fr
+    >>> stream = fr.LSTM(3, 5, rng=0).freeze().stream(batch_size=2)
+    >>> h = stream.step(np.ones((2, 3), np.float32))
+    >>> h_n, c_n = stream.state
+    >>> bool((h_n[-1] == h).all())
+    True
+    >>> stream.reset()
+    """
+
+    # The backend's own method, bound once: a Python function around it would take longer than a small step.
+    __slots__ = {
+        "_name": None,
+        "_stack": None,
+        "_stepper": None,
+        "batch_size": "B.",
+        "step": """step(x_t, out=None)
+
+        Run one time step.
+
+        Parameters
+        ----------
+        x_t : ndarray, shape (B, I)
+            The input of this step, of the layer's dtype.
+        out : ndarray, shape (B, H), optional
+            Is written and returned; nothing is then allocated.
+
+        Returns
+        -------
+        ndarray, shape (B, H)
+            The last layer's hidden state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            An argument does not fit.
+        """,
+    }
+
+    step: Step
+    batch_size: int
+
+    def __init__(self, name: str, stack: Stack, stepper: Stepper, batch_size: int) -> None:
+        self._name, self._stack, self._stepper, self.batch_size = name, stack, stepper, batch_size
+        self.step = stepper.step
+
+    @property
+    def state(self) -> State:
+        """The present state, a copy: h, or for an LSTM (h, c), each (num_layers, B, H). Assigning copies one in."""
+        h, c = self._stepper.h, self._stepper.c
+        return cast(State, h if c is None else (h, c))
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        h, c = self._stack.split("state", ("h", "c"), value, self.batch_size, unbatched=False)
+        shape = (self._stack.num_layers, self.batch_size, self._stack.hidden_size)
+        h, c = (np.zeros(shape, self._stack.dtype) if part is None else part for part in (h, c))
+        self._stepper.set_state(h, c if self._stack.two_states else None)
+
+    def reset(self) -> None:
+        """Set the state to zeros."""
+        self._stepper.reset()
+
+    def __repr__(self) -> str:
+        """Say what runs, and how wide."""
+        return f"<stream of {self._name}, batch_size={self.batch_size}>"

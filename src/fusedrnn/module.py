@@ -1,0 +1,136 @@
+"""What layers and cells have in common: parameters in a dict under PyTorch's names, drawn, saved and loaded.
+
+It knows the shapes of the parameters, and nothing of what is computed with them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy.typing as npt
+
+from fusedrnn import backends, checks
+from fusedrnn.backends import Backend, Weights
+from fusedrnn.checks import Array
+
+__all__ = ["GATES", "GRU_CELLS", "RNN_CELLS", "Module"]
+
+GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
+"""G of every cell."""
+RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
+"""By nonlinearity."""
+GRU_CELLS = {True: "gru", False: "gru_reset_before"}
+"""By reset_after."""
+
+
+class Module:
+    """Named parameters of one dtype, and who computes with them."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        directions: Mapping[str, int],
+        bias: bool,
+        dtype: npt.DTypeLike,
+        rng: Any,
+        backend: str | None,
+    ) -> None:
+        """`directions`: the ending of the names of each direction's parameters, and the width of its input."""
+        self.cell = cell
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = checks.flag("bias", bias)
+        self.backend = backend
+        self.dtype = checks.dtype(dtype, backends.get(backend).dtypes)
+        self.rng = checks.generator(rng)
+        rows = GATES[cell] * hidden_size
+        self._shapes: dict[str, checks.Shape] = {}
+        for ending, width in directions.items():
+            self._shapes |= {f"weight_ih{ending}": (rows, width), f"weight_hh{ending}": (rows, hidden_size)}
+            if self.bias:
+                self._shapes |= {f"bias_ih{ending}": (rows,), f"bias_hh{ending}": (rows,)}
+        for name, shape in self._shapes.items():
+            checks.addressable(name, shape, self.dtype)
+        self._parameters: dict[str, Array] = {}
+        self.reset_parameters()
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name."""
+        return self._parameters
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew from U(-k, k), k = 1 / sqrt(H), as PyTorch does.
+
+        The arrays are new ones; what was bound to the old ones no longer sees the parameters.
+        """
+        k = 1 / math.sqrt(self.hidden_size)
+        for name, shape in self._shapes.items():
+            self._parameters[name] = self.rng.uniform(-k, k, shape).astype(self.dtype)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copy the parameters.
+
+        Returns
+        -------
+        dict of str to ndarray
+            PyTorch's names, shapes and order. Training on leaves these copies as they are.
+        """
+        return {name: value.copy() for name, value in zip(self._shapes, self._checked(), strict=True)}
+
+    def load_state_dict(self, state_dict: Mapping[str, npt.ArrayLike]) -> None:
+        """Copy parameters in: all of them, or in case of an error none.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Exactly the keys and shapes of `state_dict`, as arrays or PyTorch tensors of any floating dtype.
+
+        Raises
+        ------
+        TypeError
+            It is no mapping, or a value is no floating-point array.
+        ValueError
+            A key is missing or unexpected, or a shape is wrong.
+        """
+        given = checks.keys("state_dict", state_dict, self._shapes)
+        found = {name: checks.loaded(name, given[name], shape) for name, shape in self._shapes.items()}
+        for target, value in zip(self._checked(), found.values(), strict=True):
+            target[...] = value
+
+    def __repr__(self) -> str:
+        """As it would be called, options at their default left out."""
+        options = {
+            **self._options(),
+            "dtype": None if self.dtype == checks.FLOAT32 else self.dtype,
+            "backend": self.backend,
+        }
+        shown = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
+        return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{shown})"
+
+    def _options(self) -> dict[str, object]:
+        """The options that `__repr__` shows, None at their default."""
+        return {"bias": None if self.bias else False}
+
+    def _checked(self) -> list[Array]:
+        """The parameters in order; the caller of a layer may have replaced any of them."""
+        parameters, shapes, dtype = self._parameters, self._shapes, self.dtype
+        if parameters.keys() != shapes.keys():
+            checks.keys("parameters", parameters, shapes)
+        return [checks.array(name, parameters[name], shape, dtype) for name, shape in shapes.items()]
+
+    def _weights(self) -> list[Weights]:
+        """The parameters by direction, as backends take them."""
+        values = iter(self._checked())
+        if self.bias:
+            return list(zip(values, values, values, values, strict=True))
+        return [(w_ih, w_hh, None, None) for w_ih, w_hh in zip(values, values, strict=True)]
+
+    def _runner(self) -> Backend:
+        """The backend of this call."""
+        backend = backends.get(self.backend)
+        if self.dtype not in backend.dtypes:
+            checks.dtype(self.dtype, backend.dtypes)
+        return backend
