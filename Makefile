@@ -28,11 +28,11 @@ run: $(VENV)/.package $(VENV)/.group-run
 test: $(VENV)/.package $(VENV)/.group-test
 	$(BIN)/python -m pytest $(ARGS)
 
-# stubtest holds _core.pyi against the compiled module itself.
+# cython-lint looks for pycodestyle on the PATH; stubtest holds _core.pyi against the compiled module itself.
 lint: $(VENV)/.package $(VENV)/.group-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/cython-lint kernels
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint kernels
 	find kernels -name '*.[ch]' | sort | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest fusedrnn._core --mypy-config-file pyproject.toml
