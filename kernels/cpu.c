@@ -1,0 +1,81 @@
+#define _GNU_SOURCE
+#include "cpu.h"
+
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+#if defined(__x86_64__)
+/* The registers that the operating system saves: XMM and YMM are 0x6, opmasks and ZMM 0xe0 besides. */
+static int os_saves(unsigned int mask) {
+    unsigned int low, high;
+    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & mask) == mask;
+}
+
+static int runs_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && os_saves(0x06);
+}
+
+static int runs_avx512(void) {
+    return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && os_saves(0xe6);
+}
+#endif
+
+static int always(void) { return 1; }
+
+static const struct {
+    const char *name;
+    const tiles_t *tiles;
+    int (*runs)(void);
+} sets[] = {
+#if defined(__x86_64__)
+    {"avx512", fusedrnn_avx512, runs_avx512},
+    {"avx2", fusedrnn_avx2, runs_avx2},
+#elif defined(__aarch64__)
+    {"neon", fusedrnn_neon, always},
+#endif
+    {"baseline", fusedrnn_baseline, always},
+};
+
+const char *cpu_isa(int index) {
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
+        if (sets[i].runs() && index-- == 0) return sets[i].name;
+    return NULL;
+}
+
+const tiles_t *cpu_tiles(const char *isa) {
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
+        if (!strcmp(sets[i].name, isa) && sets[i].runs()) return sets[i].tiles;
+    return NULL;
+}
+
+int cpu_count(void) {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (!sched_getaffinity(0, sizeof allowed, &allowed)) return CPU_COUNT(&allowed);
+#endif
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : (int)n;
+}
+
+double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+const char *cpu_compiler(void) {
+#if defined(__clang__)
+    return "clang " __clang_version__;
+#elif defined(__GNUC__)
+    return "gcc " __VERSION__;
+#else
+    return "unknown";
+#endif
+}

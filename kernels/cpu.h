@@ -1,0 +1,45 @@
+/* What this CPU and this operating system can run, and which instruction set is in force. */
+#ifndef FUSEDRNN_CPU_H
+#define FUSEDRNN_CPU_H
+
+#include "tiles.h"
+
+/* The instruction sets that run here, best first; NULL behind the last. */
+const char *cpu_isa(int index);
+/* The two tables (float32, float64) of an instruction set, NULL where the name is unknown or cannot run here. */
+const tiles_t *cpu_tiles(const char *isa);
+/* CPUs that this thread may run on. */
+int cpu_count(void);
+double cpu_seconds(void);
+const char *cpu_compiler(void);
+
+/* Flush-to-zero for the time of a call: denormals cost up to a hundred cycles each, and gates need none. */
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+typedef unsigned int fp_state;
+static inline fp_state fp_flush_denormals(void) {
+    fp_state before = _mm_getcsr();
+    _mm_setcsr(before | 0x8040); /* FTZ and DAZ */
+    return before;
+}
+static inline void fp_restore(fp_state before) { _mm_setcsr(before); }
+static inline void cpu_relax(void) { _mm_pause(); }
+#elif defined(__aarch64__)
+#include <stdint.h>
+typedef uint64_t fp_state;
+static inline fp_state fp_flush_denormals(void) {
+    fp_state before;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    __asm__ volatile("msr fpcr, %0" ::"r"(before | (UINT64_C(1) << 24)));
+    return before;
+}
+static inline void fp_restore(fp_state before) { __asm__ volatile("msr fpcr, %0" ::"r"(before)); }
+static inline void cpu_relax(void) { __asm__ volatile("yield"); }
+#else
+typedef int fp_state;
+static inline fp_state fp_flush_denormals(void) { return 0; }
+static inline void fp_restore(fp_state before) { (void)before; }
+static inline void cpu_relax(void) {}
+#endif
+
+#endif

@@ -1,0 +1,43 @@
+/* Fills the tables of one instruction set: every source of a tile, once per dtype. Included by the stubs in isa/. */
+#include "tiles.h"
+
+#define BITS 32
+#include "vec.h"
+#include "activations.h"
+#include "tile.h"
+#include "rnn.h"
+#include "lstm.h"
+#include "gru.h"
+#undef BITS
+#define BITS 64
+#include "vec.h"
+#include "activations.h"
+#include "tile.h"
+#include "rnn.h"
+#include "lstm.h"
+#include "gru.h"
+
+#define TABLE(NAME, TYPE, REAL_TYPE)                                                                                   \
+    {.isa = NAME,                                                                                                      \
+     .itemsize = sizeof(REAL_TYPE),                                                                                    \
+     .lanes = VECTOR_BYTES / sizeof(REAL_TYPE),                                                                        \
+     .product = product_##TYPE,                                                                                        \
+     .pack_transposed = pack_transposed_##TYPE,                                                                        \
+     .pack_rows = pack_rows_##TYPE,                                                                                    \
+     .pack_left = pack_left_##TYPE,                                                                                    \
+     .forward = {[RNN_TANH] = {rnn_tanh_forward_##TYPE},                                                               \
+                 [RNN_RELU] = {rnn_relu_forward_##TYPE},                                                               \
+                 [LSTM] = {lstm_forward_##TYPE},                                                                       \
+                 [GRU] = {gru_forward_##TYPE},                                                                         \
+                 [GRU_RESET_BEFORE] = {gru_before_forward_0_##TYPE, gru_before_forward_1_##TYPE}},                     \
+     .backward = {[RNN_TANH] = {rnn_tanh_backward_##TYPE},                                                             \
+                  [RNN_RELU] = {rnn_relu_backward_##TYPE},                                                             \
+                  [LSTM] = {lstm_backward_##TYPE},                                                                     \
+                  [GRU] = {gru_backward_##TYPE},                                                                       \
+                  [GRU_RESET_BEFORE] = {gru_before_backward_0_##TYPE, gru_before_backward_1_##TYPE}},                  \
+     .sigmoid = sigmoid_array_##TYPE,                                                                                  \
+     .tanh = tanh_array_##TYPE,                                                                                        \
+     .multiply_adds = multiply_adds_##TYPE}
+
+#define EXPORT_TABLES(ISA)                                                                                             \
+    const tiles_t fusedrnn_##ISA[2] = {TABLE(#ISA, f32, float), TABLE(#ISA, f64, double)};

@@ -1,0 +1,26 @@
+/* The thread team: persistent POSIX threads that work off one call together, with a barrier that spins.
+ * No OpenMP: it hangs after fork and costs more a step. Refuses to queue: a second Python thread that finds the team
+ * busy gets a team of one and runs alone, with the same bits.
+ */
+#ifndef FUSEDRNN_TEAM_H
+#define FUSEDRNN_TEAM_H
+
+enum { TEAM_MOST = 256 };
+
+typedef void (*team_fn)(void *arg, int rank);
+
+/* Take the team: returns the number of threads granted, the caller among them: 1 to `wanted`. */
+int team_acquire(int wanted);
+/* Run fn(arg, 0..size-1), rank 0 on the caller, size at most what was granted; returns when all are done.
+ * Every rank runs with denormals flushed; the caller's floating-point state is restored. */
+void team_run(int size, team_fn fn, void *arg);
+void team_release(int granted);
+
+/* A barrier of up to TEAM_MOST ranks: each rank writes its own line and reads the others'. All zero at first.
+ * `epoch` counts 1, 2, 3, ... and is the same for all ranks. */
+typedef struct {
+    _Alignas(128) unsigned long epoch;
+} barrier_line;
+void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch);
+
+#endif

@@ -1,0 +1,326 @@
+/* THE TILE: R rows x V vectors of accumulators in registers, K outermost, one broadcast a row and one fused
+ * multiply-add an accumulator each step. Everything that is a matrix product here runs through it: x W_ih, h W_hh,
+ * and in the backward pass dh, dx and dW. Refuses to pack and to split K: every element is one chain over ascending k,
+ * so its bits do not depend on R, V, the rows beside it, the team or the vector width.
+ *
+ * Accumulators, and why (two FMA ports of latency 4 want at least 8 chains; loads cost R + V for R*V multiply-adds):
+ *   32 registers (AVX-512, NEON)   6x4 = 24   8x3 = 24   8x2 = 16   8x1 = 8      one row: 2 panels of 4, or 4 of 3 or less
+ *   16 registers (AVX2, baseline)  6x2 = 12   4x3 = 12   8x1 = 8                 one row: as above, weights from memory
+ */
+
+#if defined(ISA_AVX512) || defined(ISA_NEON)
+#define WIDEST 4
+#define ROWS_OF_3 8
+#define ROWS_OF_2 8
+#else
+#define WIDEST 2 /* a panel of 4 is worked off as two halves */
+#define ROWS_OF_3 4
+#define ROWS_OF_2 6
+#endif
+#define MOST_ROWS 8
+
+/* What stays the same over the tiles of one product. */
+typedef struct {
+    ptrdiff_t a_step, a_segment, segments, depth;
+    ptrdiff_t w_step, w_panel;      /* from k to k+1 and from a panel to the next */
+    ptrdiff_t out_panel, out_step;
+    const REAL *init;
+    int accumulate;
+} N(walk);
+
+/* One tile: R rows, P panels of V vectors. R, P, V and `fetch` are constants wherever this is inlined. */
+INLINE void N(tile)(const int R, const int P, const int V, const int fetch, const N(walk) *g, const REAL *const *a,
+                    ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
+    N(vec) sum[MOST_ROWS][8];
+    const REAL *left[MOST_ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        left[r] = a[r] + a_offset;
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) {
+                const ptrdiff_t at = p * g->out_panel + v * g->out_step;
+                sum[r][p * V + v] = g->accumulate ? N(load)(out[r] + out_offset + at)
+                                    : g->init     ? N(load)(g->init + out_offset + at)
+                                                  : N(all)(0);
+            }
+    }
+    const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel;
+    for (ptrdiff_t s = 0; s < g->segments; s++) {
+        ptrdiff_t at = s * g->a_segment;
+#pragma GCC unroll 1
+        for (ptrdiff_t k = 0; k < g->depth; k++) {
+            if (fetch) {
+                __builtin_prefetch(next, 0, 2);
+                next += 64;
+            }
+            N(vec) weight[8];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+                for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const N(vec) x = N(all)(left[r][at]);
+#pragma GCC unroll 8
+                for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+            }
+            w += w_step;
+            at += a_step;
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++)
+                N(store)(out[r] + out_offset + p * g->out_panel + v * g->out_step, sum[r][p * V + v]);
+}
+
+typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t, const char *);
+
+#define TILE(R, P, V, FETCH, NAME)                                                                                     \
+    static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, const REAL *w, \
+                                                  REAL *const *out, ptrdiff_t out_offset, const char *next) {         \
+        N(tile)(R, P, V, FETCH, g, a, a_offset, w, out, out_offset, next);                                             \
+    }
+#define TILES_OF(V)                                                                                                    \
+    TILE(1, 1, V, 0, tile_1x##V)                                                                                       \
+    TILE(2, 1, V, 0, tile_2x##V)                                                                                       \
+    TILE(3, 1, V, 0, tile_3x##V)                                                                                       \
+    TILE(4, 1, V, 0, tile_4x##V)                                                                                       \
+    TILE(5, 1, V, 0, tile_5x##V)                                                                                       \
+    TILE(6, 1, V, 0, tile_6x##V)                                                                                       \
+    TILE(7, 1, V, 0, tile_7x##V)                                                                                       \
+    TILE(8, 1, V, 0, tile_8x##V)
+#define TILES_OF_4(FETCH, SUFFIX)                                                                                      \
+    TILE(2, 1, 4, FETCH, tile_2x4##SUFFIX)                                                                             \
+    TILE(3, 1, 4, FETCH, tile_3x4##SUFFIX)                                                                             \
+    TILE(4, 1, 4, FETCH, tile_4x4##SUFFIX)                                                                             \
+    TILE(5, 1, 4, FETCH, tile_5x4##SUFFIX)                                                                             \
+    TILE(6, 1, 4, FETCH, tile_6x4##SUFFIX)
+TILES_OF(1)
+TILES_OF(2)
+TILE(1, 1, 3, 0, tile_1x3)
+TILE(2, 1, 3, 0, tile_2x3)
+TILE(3, 1, 3, 0, tile_3x3)
+TILE(4, 1, 3, 0, tile_4x3)
+TILE(4, 1, 3, 1, tile_4x3_fetch)
+#if ROWS_OF_3 == 8
+TILE(5, 1, 3, 0, tile_5x3)
+TILE(6, 1, 3, 0, tile_6x3)
+TILE(7, 1, 3, 0, tile_7x3)
+TILE(8, 1, 3, 0, tile_8x3)
+TILE(5, 1, 3, 1, tile_5x3_fetch)
+TILE(6, 1, 3, 1, tile_6x3_fetch)
+TILE(7, 1, 3, 1, tile_7x3_fetch)
+TILE(8, 1, 3, 1, tile_8x3_fetch)
+#endif
+TILE(1, 1, 4, 0, tile_1x4)
+#if WIDEST == 4
+TILES_OF_4(0, )
+TILES_OF_4(1, _fetch)
+#endif
+TILE(1, 2, 4, 0, tile_1x4_two)
+TILE(1, 2, 3, 0, tile_1x3_two)
+TILE(1, 4, 2, 0, tile_1x2_four)
+
+/* [fetch][V][R] */
+static const N(tile_fn) N(tiles_by_shape)[2][5][MOST_ROWS + 1] = {
+    {{0},
+     {0, N(tile_1x1), N(tile_2x1), N(tile_3x1), N(tile_4x1), N(tile_5x1), N(tile_6x1), N(tile_7x1), N(tile_8x1)},
+     {0, N(tile_1x2), N(tile_2x2), N(tile_3x2), N(tile_4x2), N(tile_5x2), N(tile_6x2), N(tile_7x2), N(tile_8x2)},
+#if ROWS_OF_3 == 8
+     {0, N(tile_1x3), N(tile_2x3), N(tile_3x3), N(tile_4x3), N(tile_5x3), N(tile_6x3), N(tile_7x3), N(tile_8x3)},
+#else
+     {0, N(tile_1x3), N(tile_2x3), N(tile_3x3), N(tile_4x3)},
+#endif
+#if WIDEST == 4
+     {0, N(tile_1x4), N(tile_2x4), N(tile_3x4), N(tile_4x4), N(tile_5x4), N(tile_6x4)}},
+#else
+     {0, N(tile_1x4)}},
+#endif
+    {{0},
+     {0},
+     {0},
+#if ROWS_OF_3 == 8
+     {0, 0, 0, 0, N(tile_4x3_fetch), N(tile_5x3_fetch), N(tile_6x3_fetch), N(tile_7x3_fetch), N(tile_8x3_fetch)},
+#else
+     {0, 0, 0, 0, N(tile_4x3_fetch)},
+#endif
+#if WIDEST == 4
+     {0, 0, N(tile_2x4_fetch), N(tile_3x4_fetch), N(tile_4x4_fetch), N(tile_5x4_fetch), N(tile_6x4_fetch)}},
+#else
+     {0}},
+#endif
+};
+static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
+
+/* Rows [0, p->rows) of `width` vectors starting at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
+static void N(rows_of_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t width,
+                             ptrdiff_t out_offset, ptrdiff_t columns, const char *next) {
+    const REAL *const *a = (const REAL *const *)p->a;
+    REAL *const *out = (REAL *const *)p->out;
+    const ptrdiff_t most = N(most_rows)[width], tiles = (p->rows + most - 1) / most;
+    const ptrdiff_t fewer = p->rows / tiles, longer = p->rows % tiles;
+    for (ptrdiff_t t = 0; t < tiles; t++) {
+        const ptrdiff_t rows = fewer + (t < longer);
+        N(tile_fn) tile = N(tiles_by_shape)[0][width][rows];
+        const char *ahead = next;
+        if (next && N(tiles_by_shape)[1][width][rows]) {
+            tile = N(tiles_by_shape)[1][width][rows];
+            next = t + 1 < width ? next + g->depth * g->segments * 64 : NULL; /* `width` tiles fetch the whole panel */
+        }
+        if (columns >= width * LANES) {
+            tile(g, a, a_offset, w, out, out_offset, ahead);
+        } else { /* the last columns of unpadded rows: by way of a padded copy */
+            REAL copy[MOST_ROWS][4 * LANES] __attribute__((aligned(64)));
+            REAL *to[MOST_ROWS];
+            for (ptrdiff_t r = 0; r < rows; r++) {
+                to[r] = copy[r] - out_offset;
+                memset(copy[r], 0, sizeof copy[r]);
+                if (g->accumulate) memcpy(copy[r], out[r] + out_offset, (size_t)columns * sizeof(REAL));
+            }
+            tile(g, a, a_offset, w, to, out_offset, ahead);
+            for (ptrdiff_t r = 0; r < rows; r++) memcpy(out[r] + out_offset, copy[r], (size_t)columns * sizeof(REAL));
+        }
+        a += rows;
+        out += rows;
+    }
+}
+
+/* Vectors [first, last) of one K block. */
+static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
+    const REAL *const w = (const REAL *)p->w;
+    const ptrdiff_t K = p->segments * p->depth;
+    ptrdiff_t v = p->first;
+    while (v < p->last) {
+        const ptrdiff_t panel = v / p->width, within = v % p->width;
+        const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
+        const REAL *from = w + (panel * p->width * K + k0 * full + within) * LANES;
+        const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + within * p->out_step;
+        const ptrdiff_t together = p->width == 2 ? 4 : 2;
+        g->w_step = full * LANES;
+        g->w_panel = full * LANES * K;
+        if (p->rows == 1 && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
+            (!p->columns || (v + together * p->width) * LANES <= p->columns)) {
+            const N(tile_fn) wide = p->width == 4 ? N(tile_1x4_two) : p->width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
+            wide(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
+            v += together * p->width;
+            continue;
+        }
+        ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
+        if (p->rows > 1 && width == 4 && WIDEST < 4) width = WIDEST;
+        const char *next = !p->prefetch || width < full ? NULL : v + width < p->last ? (const char *)(from + g->w_panel) : after;
+        N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES, next);
+        v += width;
+    }
+}
+
+static void N(product)(const product_t *p) {
+    if (p->rows <= 0) return;
+    N(walk) g = {.a_step = p->a_step, .a_segment = p->a_segment, .segments = p->segments, .depth = p->depth,
+                 .out_panel = p->out_panel, .out_step = p->out_step, .init = p->init, .accumulate = p->accumulate};
+    const ptrdiff_t K = p->segments * p->depth;
+    if (K <= DEPTH) {
+        N(block)(p, &g, 0, 0, p->next);
+        return;
+    }
+    g.segments = 1;
+    for (ptrdiff_t s = 0; s < p->segments; s++)
+        for (ptrdiff_t k = 0; k < p->depth; k += DEPTH) {
+            g.depth = p->depth - k < DEPTH ? p->depth - k : DEPTH;
+            const ptrdiff_t k0 = s * p->depth + k;
+            const char *after = k0 + g.depth == K ? p->next : NULL;
+            N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
+            g.accumulate = 1;
+        }
+}
+
+/* --- packing --- */
+
+static void N(pack_transposed)(const pack_t *p) {
+    for (ptrdiff_t v = p->first; v < p->last; v++) {
+        const ptrdiff_t panel = v / p->width, within = v % p->width;
+        const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
+        const ptrdiff_t column = (p->gated ? panel : v) * LANES;
+        const ptrdiff_t lanes = p->columns - column < LANES ? p->columns - column : LANES;
+        const REAL *from = (const REAL *)p->w + ((p->gated ? p->gate[within] * p->columns : 0) + column) * p->ld;
+        REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
+        /* blocks of 16 k: a cache line of each source row is read once */
+        for (ptrdiff_t k0 = 0; k0 < p->depth; k0 += 16) {
+            const ptrdiff_t k1 = k0 + 16 < p->depth ? k0 + 16 : p->depth;
+            for (ptrdiff_t l = 0; l < lanes; l++)
+                for (ptrdiff_t k = k0; k < k1; k++) to[k * full * LANES + l] = from[l * p->ld + k];
+            for (ptrdiff_t l = lanes; l < LANES; l++)
+                for (ptrdiff_t k = k0; k < k1; k++) to[k * full * LANES + l] = 0;
+        }
+    }
+}
+
+static void N(pack_rows)(const pack_t *p) {
+    for (ptrdiff_t v = p->first; v < p->last;) {
+        const ptrdiff_t panel = v / p->width, within = v % p->width;
+        const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
+        const ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
+        REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
+        for (ptrdiff_t k = 0; k < p->depth; k++, to += full * LANES) {
+            const REAL *from = (const REAL *)p->row[k] + v * LANES;
+            for (ptrdiff_t i = 0; i < width; i++) {
+                const ptrdiff_t lanes = p->columns - (v + i) * LANES;
+                N(store)(to + i * LANES, lanes > 0 ? N(load_upto)(from + i * LANES, lanes) : N(all)(0));
+            }
+        }
+        v += width;
+    }
+}
+
+/* The left operand of dW in groups of 6 rows side by side, so that a tile reads one short line a k. */
+static void N(pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns, void *sum) {
+    for (ptrdiff_t m = 0; m < columns; m += 6) {
+        const ptrdiff_t n = columns - m < 6 ? columns - m : 6;
+        const REAL *from = (const REAL *)src + m;
+        REAL *to = (REAL *)dst + m * depth;
+        REAL total[6] = {0};
+        if (sum) memcpy(total, (REAL *)sum + m, (size_t)n * sizeof(REAL));
+        if (n == 6)
+            for (ptrdiff_t k = 0; k < depth; k++, from += ld, to += 6)
+                for (int i = 0; i < 6; i++) {
+                    to[i] = from[i];
+                    total[i] += from[i];
+                }
+        else
+            for (ptrdiff_t k = 0; k < depth; k++, from += ld, to += 6)
+                for (ptrdiff_t i = 0; i < 6; i++) {
+                    to[i] = i < n ? from[i] : 0;
+                    total[i] += to[i];
+                }
+        if (sum) memcpy((REAL *)sum + m, total, (size_t)n * sizeof(REAL));
+    }
+}
+
+static double N(multiply_adds)(ptrdiff_t repeats) {
+    N(vec) sum[12];
+    for (int i = 0; i < 12; i++) sum[i] = N(all)((REAL)i);
+    N(vec) a = N(all)((REAL).999), b = N(all)((REAL).001);
+    for (ptrdiff_t k = 0; k < repeats; k++) {
+        __asm__ volatile("" ::: "memory");
+#pragma GCC unroll 12
+        for (int i = 0; i < 12; i++) sum[i] = N(fma)(sum[i], a, b);
+    }
+    N(vec) total = N(all)(0);
+    for (int i = 0; i < 12; i++) total += sum[i];
+    volatile REAL keep = total[0];
+    (void)keep;
+    return 2. * 12 * LANES * (double)repeats;
+}
+
+#undef WIDEST
+#undef ROWS_OF_3
+#undef ROWS_OF_2
+#undef MOST_ROWS
+#undef TILE
+#undef TILES_OF
+#undef TILES_OF_4

@@ -1,0 +1,77 @@
+# The C side as the time loop sees it; tiles.h, team.h and cpu.h say what each thing promises.
+
+cdef extern from "tiles.h" nogil:
+    enum: PANEL
+    enum: CELLS
+    ctypedef enum cell_t:
+        RNN_TANH
+        RNN_RELU
+        LSTM
+        GRU
+        GRU_RESET_BEFORE
+
+    ctypedef struct product_t:
+        Py_ssize_t rows
+        const void **a
+        Py_ssize_t a_step, a_segment, segments, depth
+        const void *w
+        Py_ssize_t width, vectors, first, last
+        void **out
+        Py_ssize_t out_offset, out_panel, out_step, columns
+        const void *init
+        int accumulate, prefetch
+        const void *next
+
+    ctypedef struct pointwise_t:
+        Py_ssize_t rows, first, last, stride
+        int training
+        void **gates
+        const void **h_prev
+        void **h
+        const void **c_prev
+        void **c
+        const void **dy
+        void **dh
+        void **dc
+        void **drh
+
+    ctypedef void (*pointwise_fn)(const pointwise_t *) noexcept nogil
+
+    ctypedef struct pack_t:
+        void *out
+        Py_ssize_t depth, width, vectors, first, last, columns
+        const void *w
+        Py_ssize_t ld
+        const void **row
+        int gated
+        int gate[4]
+
+    ctypedef struct tiles_t:
+        const char *isa
+        int itemsize, lanes
+        void (*product)(const product_t *) noexcept nogil
+        void (*pack_transposed)(const pack_t *) noexcept nogil
+        void (*pack_rows)(const pack_t *) noexcept nogil
+        void (*pack_left)(void *, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        pointwise_fn forward[5][2]
+        pointwise_fn backward[5][2]
+        void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
+        void (*tanh)(const void *, void *, Py_ssize_t) noexcept nogil
+        double (*multiply_adds)(Py_ssize_t) noexcept nogil
+
+cdef extern from "team.h" nogil:
+    enum: TEAM_MOST
+    ctypedef void (*team_fn)(void *, int) noexcept nogil
+    ctypedef struct barrier_line:
+        unsigned long epoch
+    int team_acquire(int wanted)
+    void team_run(int size, team_fn fn, void *arg)
+    void team_release(int granted)
+    void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch)
+
+cdef extern from "cpu.h" nogil:
+    const char *cpu_isa(int index)
+    const tiles_t *cpu_tiles(const char *isa)
+    int cpu_count()
+    double cpu_seconds()
+    const char *cpu_compiler()
