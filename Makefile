@@ -72,8 +72,10 @@ $(VENV)/.package: $(BUILD_INPUTS) | $(VENV)/.pip
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-# Not editable: the instrumented module must not lie in src, where the other interpreters would find it.
+# Not editable: the instrumented module must not lie in src, where the other interpreters would find it. setuptools
+# would install a module that it finds in build and that has long gone from src.
 $(SAN)/.package: $(BUILD_INPUTS) $(shell find src -name '*.py*') | $(SAN)/.pip
+	rm -rf build
 	CC=gcc FUSEDRNN_BUILD=sanitize $(SAN)/bin/python -m pip install --quiet .
 	touch $@
 
