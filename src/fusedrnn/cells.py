@@ -112,7 +112,7 @@ class Cell(Module, Generic[State]):
     def _run(self, x: npt.ArrayLike, state: Any, training: bool) -> tuple[State, Tape | None]:
         runner = self._runner()
         (weights,) = self._weights()
-        x_t: Array = checks.features(x, "B", self.input_size, self.dtype)
+        x_t: Array = checks.features(x, 2, "B", self.input_size, self.dtype)
         shape = (*x_t.shape[:-1], self.hidden_size)
         h0, c0 = self._split("state", ("h", "c"), state, shape)
         batch = x_t.reshape(1, -1, self.input_size)  # inserts axes of one: a view

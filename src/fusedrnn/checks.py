@@ -27,6 +27,9 @@ COMPILED: Final[Dtypes] = (FLOAT32, FLOAT64)
 FLOATING: Final[Dtypes] = (FLOAT32, FLOAT64, np.dtype(np.float16), np.dtype(np.longdouble))
 """The dtypes of the reference."""
 
+FAR: Final = 1 << 40
+"""See `memory`."""
+
 T = TypeVar("T")
 
 INT64: Final = np.dtype(np.int64)
@@ -56,37 +59,36 @@ def sequence(value: npt.ArrayLike, dtypes: Dtypes) -> Array:
     return value
 
 
-def features(value: npt.ArrayLike, axes: str, width: int, dtype: np.dtype[Any]) -> Array:
-    """`x` with `width` features in its last axis after `axes` ("T, B", "B, T" or "B"), or without the B: unbatched."""
+def features(value: npt.ArrayLike, rank: int, axes: str, width: int, dtype: np.dtype[Any]) -> Array:
+    """`x` of this rank, `width` features in its last axis after `axes` ("T, B", "B, T" or "B"), or unbatched: no B."""
     if not (type(value) is ndarray and value.dtype == dtype and value.flags.aligned):
         value = _floating("x", value, (dtype,), str(dtype))
-    rank = 2 if axes == "B" else 3
-    if (value.ndim == rank or value.ndim == rank - 1) and value.shape[-1] == width:
+    if value.shape[-1:] == (width,) and (value.ndim == rank or value.ndim == rank - 1):
         return value
     unbatched = f"({width},)" if rank == 2 else f"(T, {width})"
     raise ValueError(f"x: expected shape ({axes}, {width}) or, unbatched, {unbatched}, got {_shape(value.shape)}")
 
 
-def input_weight(value: npt.ArrayLike, gates: int, x: Array) -> tuple[Array, int]:
-    """`w_ih` (G*H, I) for `x` (T, B, I), and the H it stands for."""
-    if not (type(value) is ndarray and value.dtype == x.dtype and value.flags.aligned):
-        value = _floating("w_ih", value, (x.dtype,), str(x.dtype))
-    hidden_size, rest = divmod(value.shape[0], gates) if value.ndim == 2 else (0, 0)
-    if not hidden_size or rest or not value.shape[1]:
-        letters = "(H, I)" if gates == 1 else f"({gates}*H, I)"
+def input_weight(value: npt.ArrayLike, gates: int, x: Array, dtype: np.dtype[Any]) -> tuple[Array, int]:
+    """`w_ih` (G*H, I) for `x` (T, B, I) of this dtype, and its G*H."""
+    if not (type(value) is ndarray and value.dtype == dtype and value.flags.aligned):
+        value = _floating("w_ih", value, (dtype,), str(dtype))
+    if value.ndim == 2:
+        rows, input_size = value.shape
+        if rows and input_size == x.shape[2] and not rows % gates and input_size:
+            return value, rows
+    letters = "(H, I)" if gates == 1 else f"({gates}*H, I)"
+    if value.ndim != 2 or not value.size or rows % gates:
         raise ValueError(f"w_ih: expected shape {letters} with H >= 1 and I >= 1, got {_shape(value.shape)}")
-    if x.shape[2] != value.shape[1]:
-        raise ValueError(
-            f"x: expected shape (T, B, {value.shape[1]}) for w_ih of {value.shape[1]} columns, got {_shape(x.shape)}"
-        )
-    return value, hidden_size
+    raise ValueError(f"x: expected shape (T, B, {input_size}) as w_ih has {input_size} columns, got {_shape(x.shape)}")
 
 
 def memory(x: Array, hidden_size: int, directions: int) -> None:
-    """No array of a call on `x` (T, B, I) exceeds what memory can be addressed; called before anything is allocated."""
+    """No array of a call on `x` (T, B, I) exceeds what memory can be addressed; called before anything is allocated.
+
+    Callers pass by calls that are far from it: ``(T * B + G * H) * (G * H + I) < FAR``.
+    """
     steps, batch, input_size = x.shape
-    if (steps * batch + hidden_size + 64) * (input_size + hidden_size + 64) < 1 << 40:
-        return  # far from the limit: the usual case, and one comparison
     # A bound on what any backend keeps: 8 vectors of H a direction and time step, and panels padded to 64 units.
     sequences = (steps + 2) * batch * (input_size + 8 * directions * hidden_size)
     panels = 8 * (hidden_size + 64) * (input_size + hidden_size + 64)

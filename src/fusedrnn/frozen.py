@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fusedrnn import checks
 from fusedrnn.backends import Backend, Packed, Stepper
 from fusedrnn.checks import Array
-from fusedrnn.stack import Stack
+from fusedrnn.stack import Layers, Stack
 
 __all__ = ["Frozen", "Stream"]
 
@@ -43,9 +43,9 @@ class Frozen(Generic[State]):
     _name: str
     _stack: Stack
     _backend: Backend
-    _layers: tuple[tuple[Packed, ...], ...]
+    _layers: Layers
 
-    def __init__(self, name: str, stack: Stack, backend: Backend, layers: tuple[tuple[Packed, ...], ...]) -> None:
+    def __init__(self, name: str, stack: Stack, backend: Backend, layers: Layers) -> None:
         for attribute, value in zip(self.__slots__, (backend, layers, name, stack), strict=True):
             object.__setattr__(self, attribute, value)
 
@@ -104,7 +104,7 @@ class Frozen(Generic[State]):
         checks.addressable(
             "batch_size", (stack.num_layers + 8, batch_size, stack.input_size + stack.hidden_size), stack.dtype
         )
-        stepper = self._backend.stream(tuple(packed for (packed,) in self._layers), batch_size)
+        stepper = self._backend.stream(tuple(cast(Packed, directions[0][0]) for directions in self._layers), batch_size)
         return Stream(self._name, stack, stepper, batch_size)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import checks
-from fusedrnn.backends import Weights
+from fusedrnn.backends import Direction
 from fusedrnn.checks import Array
 from fusedrnn.frozen import Frozen, Pair, State
 from fusedrnn.module import GRU_CELLS, RNN_CELLS, Module
@@ -116,20 +116,19 @@ class Layer(Module, Generic[State]):
             An argument, or a parameter that was replaced, does not fit.
         """
         stack, runner, layers = self._stack, self._runner(), self._by_layer()
-        given = stack.enter(x, state, lengths)
-        y, h, c, kept = given.x, [], [], []
-        for layer, weights in enumerate(layers):
+        y, h0, c0, valid, unbatched = stack.enter(x, state, lengths)
+        h, c, kept = [], [], []
+        for layer, directions in enumerate(layers):
             mask = self._draw_mask(y) if layer and self.dropout else None
             if mask is not None:
                 y = self._drop(y, mask)
-            directions = stack.arguments(layer, weights, given.h0, given.c0)
-            y, h_n, c_n, inner = runner.forward(self.cell, y, directions, given.lengths, True)
+            begun = stack.begin(layer, directions, h0, c0)
+            y, h_n, c_n, inner = runner.forward(self.cell, y, begun, valid, True)
             h.append(h_n)
             c.append(c_n)
             kept.append((mask, inner))
-        out = stack.outward(y, given.unbatched)
-        tape = Tape(self, out.shape, self.dtype, (runner, kept))
-        return out, stack.join(h, c, given.unbatched), tape
+        y = stack.outward(y, unbatched)
+        return y, stack.join(h, c, unbatched), Tape(self, y.shape, self.dtype, (runner, kept))
 
     def backward(self, tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None) -> LayerGradients:
         """Backpropagate through time and through the layers.
@@ -167,7 +166,7 @@ class Layer(Module, Generic[State]):
         found = []
         for layer in reversed(range(self.num_layers)):
             mask, inner = kept.pop()  # the tape's memory goes back layer by layer
-            dx, directions = runner.backward(inner, dy, stack.of_layer(layer, dh), stack.of_layer(layer, dc))
+            dx, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc))
             dy = dx if mask is None else self._drop(dx, mask)
             found.append(directions)
         found.reverse()
@@ -187,10 +186,11 @@ class Layer(Module, Generic[State]):
             Immutable, on the backend in use now, and safe to share between threads. Training on leaves it as it is.
         """
         runner = self._runner()
-        packed = tuple(
-            tuple(runner.pack(self.cell, *weights) for weights in directions) for directions in self._by_layer()
+        packed = (runner.pack(self.cell, *weights) for weights in self._weights())
+        layers = tuple(
+            tuple((next(packed), None, None, reverse) for *_, reverse in directions) for directions in self._by_layer()
         )
-        return Frozen(repr(self), self._stack, runner, packed)
+        return Frozen(repr(self), self._stack, runner, layers)
 
     def _options(self) -> dict[str, object]:
         return {
@@ -201,10 +201,12 @@ class Layer(Module, Generic[State]):
             "bidirectional": self.bidirectional or None,
         }
 
-    def _by_layer(self) -> list[list[Weights]]:
-        """The parameters by layer, by direction."""
-        weights, both = self._weights(), self._stack.directions
-        return [weights[k : k + both] for k in range(0, len(weights), both)]
+    def _by_layer(self) -> list[tuple[Direction, ...]]:
+        """The directions of every layer, without initial states."""
+        weights = iter(self._weights())
+        if self.bidirectional:
+            return [((w, None, None, False), (next(weights), None, None, True)) for w in weights]
+        return [((w, None, None, False),) for w in weights]
 
     def _draw_mask(self, y: Array) -> npt.NDArray[np.bool_]:
         """Which elements of a layer's output the next layer sees."""

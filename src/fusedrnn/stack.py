@@ -3,31 +3,23 @@ unbatched ones turned into (T, B, I) views, states split by layer and joined aga
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import checks
-from fusedrnn.backends import Backend, Direction, Packed, Weights
+from fusedrnn.backends import Backend, Direction
 from fusedrnn.checks import Array
 
-__all__ = ["Arguments", "Stack"]
+__all__ = ["Layers", "Stack"]
 
-Layers = Sequence[Sequence[Weights | Packed]]
-"""By layer, by direction."""
+Layers: TypeAlias = Sequence[tuple[Direction, ...]]
+"""The directions of every layer, without initial states."""
 
-
-@dataclass(slots=True)
-class Arguments:
-    """What a call was given, as the backends want it."""
-
-    x: Array  # (T, B, I)
-    h0: Array | None  # (num_layers * D, B, H)
-    c0: Array | None
-    lengths: npt.NDArray[np.int64] | None
-    unbatched: bool
+Arguments: TypeAlias = tuple[Array, Array | None, Array | None, npt.NDArray[np.int64] | None, bool]
+"""Of a call: x (T, B, I), h0 and c0 (num_layers * D, B, H), lengths, and whether they came unbatched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +33,32 @@ class Stack:
     directions: int
     batch_first: bool
     dtype: np.dtype[Any]
+    two_states: bool = field(init=False)  # a state is a pair (h, c)
+    simple: bool = field(init=False)  # one layer, time-major: nothing to turn or to join
 
-    @property
-    def two_states(self) -> bool:
-        """Whether a state is a pair (h, c)."""
-        return self.cell == "lstm"
+    def __post_init__(self) -> None:
+        """Work out what every call asks."""
+        object.__setattr__(self, "two_states", self.cell == "lstm")
+        object.__setattr__(self, "simple", self.num_layers == 1 and not self.batch_first)
 
     def enter(self, x: npt.ArrayLike, state: Any, lengths: npt.ArrayLike | None) -> Arguments:
         """Check the arguments of a call and turn them round."""
-        x = checks.features(x, "B, T" if self.batch_first else "T, B", self.input_size, self.dtype)
+        batch_first, input_size, hidden_size = self.batch_first, self.input_size, self.hidden_size
+        x = checks.features(x, 3, "B, T" if batch_first else "T, B", input_size, self.dtype)
         unbatched = x.ndim == 2
         if unbatched:
             x = x[:, None]
-        elif self.batch_first:
+        elif batch_first:
             x = x.swapaxes(0, 1)
         steps, batch, _ = x.shape
-        checks.memory(x, self.hidden_size, self.directions)
-        h0, c0 = (None, None) if state is None else self.split("state", ("h0", "c0"), state, batch, unbatched)
+        if (steps * batch + 8 * hidden_size) * (8 * hidden_size + input_size) >= checks.FAR:
+            checks.memory(x, hidden_size, self.directions)
+        h0 = c0 = None
+        if state is not None:
+            h0, c0 = self.split("state", ("h0", "c0"), state, batch, unbatched)
         if lengths is not None:
             lengths = checks.no_lengths() if unbatched else checks.lengths(lengths, steps, batch)
-        return Arguments(x, h0, c0, lengths, unbatched)
+        return x, h0, c0, lengths, unbatched
 
     def split(
         self, name: str, parts: tuple[str, str], state: Any, batch: int, unbatched: bool
@@ -73,50 +71,56 @@ class Stack:
             return h if h is None else h[:, None], c if c is None else c[:, None]
         return h, c
 
-    def join(self, h: Sequence[Array], c: Sequence[Array | None], unbatched: bool) -> Any:
-        """The states of all layers, each (D, B, H), as the caller wants them."""
-        state = self._joined(h, unbatched)
-        return (state, self._joined(c, unbatched)) if self.two_states else state
-
-    def _joined(self, parts: Sequence[Any], unbatched: bool) -> Array:
-        whole: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return whole[:, 0] if unbatched else whole
-
-    def outward(self, y: Array, unbatched: bool) -> Array:
-        """y (T, B, D*H), or dx, as the caller wants it: a view."""
-        if unbatched:
-            return y[:, 0]
-        return y.swapaxes(0, 1) if self.batch_first else y
+    def join(self, h: Sequence[Array], c: Sequence[Any], unbatched: bool) -> Any:
+        """The states of all layers, each (D, B, H), in the form of `split`'s."""
+        state = _joined(h, unbatched)
+        return (state, _joined(c, unbatched)) if self.two_states else state
 
     def inward(self, dy: Array, unbatched: bool) -> Array:
-        """What `outward` made, as (T, B, D*H): a view."""
+        """`dy` of the caller's form as (T, B, D*H): a view."""
         if unbatched:
             return dy[:, None]
         return dy.swapaxes(0, 1) if self.batch_first else dy
 
-    def of_layer(self, layer: int, states: Array | None) -> Array | None:
-        """The rows (D, B, H) of one layer."""
+    def outward(self, y: Array, unbatched: bool) -> Array:
+        """`y` (T, B, D*H), or dx, in the caller's form: a view."""
+        if unbatched:
+            return y[:, 0]
+        return y.swapaxes(0, 1) if self.batch_first else y
+
+    def rows(self, layer: int, states: Array | None) -> Array | None:
+        """The part (D, B, H) of one layer."""
         return None if states is None else states[layer * self.directions : (layer + 1) * self.directions]
 
-    def arguments(
-        self, layer: int, weights: Sequence[Weights | Packed], h0: Array | None, c0: Array | None
+    def begin(
+        self, layer: int, directions: tuple[Direction, ...], h0: Array | None, c0: Array | None
     ) -> tuple[Direction, ...]:
-        """One layer's directions, as the backends want them."""
+        """One layer's directions, with their initial states."""
+        if h0 is None and c0 is None:
+            return directions
         first = layer * self.directions
         return tuple(
-            (w, None if h0 is None else h0[first + d], None if c0 is None else c0[first + d], d == 1)
-            for d, w in enumerate(weights)
+            [
+                (weights, None if h0 is None else h0[first + d], None if c0 is None else c0[first + d], reverse)
+                for d, (weights, _, _, reverse) in enumerate(directions)
+            ]
         )
 
     def infer(
         self, backend: Backend, layers: Layers, x: npt.ArrayLike, state: Any, lengths: npt.ArrayLike | None
     ) -> tuple[Array, Any]:
         """Run all layers and keep nothing: y and the state."""
-        given = self.enter(x, state, lengths)
-        y, h, c = given.x, [], []
-        for layer, weights in enumerate(layers):
-            directions = self.arguments(layer, weights, given.h0, given.c0)
-            y, h_n, c_n, _ = backend.forward(self.cell, y, directions, given.lengths, False)
+        y, h0, c0, valid, unbatched = self.enter(x, state, lengths)
+        h, c = [], []
+        for layer, directions in enumerate(layers):
+            y, h_n, c_n, _ = backend.forward(self.cell, y, self.begin(layer, directions, h0, c0), valid, False)
             h.append(h_n)
             c.append(c_n)
-        return self.outward(y, given.unbatched), self.join(h, c, given.unbatched)
+        if self.simple and not unbatched:
+            return y, (h_n, c_n) if self.two_states else h_n
+        return self.outward(y, unbatched), self.join(h, c, unbatched)
+
+
+def _joined(parts: Sequence[Array], unbatched: bool) -> Array:
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole[:, 0] if unbatched else whole
