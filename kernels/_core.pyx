@@ -1022,7 +1022,6 @@ cdef class Frame:
         at = (run.groups * <Py_ssize_t>sizeof(Group) + 127) // 128 * 128
         at += (-<Py_ssize_t><size_t>(base + at)) & 127
         run.lines = <barrier_line *>(base + at)
-        memset(run.lines, 0, (run.groups * run.width + run.size) * sizeof(barrier_line))
         at += run.size * sizeof(barrier_line)
         for i in range(run.groups):
             g = &run.group[i]
@@ -1045,13 +1044,13 @@ cdef class Frame:
                     at += chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
         return 0
 
-    cdef int go(self) except -1:
+    cdef void go(self) noexcept nogil:
         cdef Run *run = &self.run
-        cdef int granted = 1
-        with nogil:
-            run.checked = cpu_seconds()
-            team_run(run.size, work, run)
-        return 0
+        if run.size > 1:
+            memset(run.lines, 0, (run.groups * run.width + run.size) * sizeof(barrier_line))
+        run.interrupted = False
+        run.work = 0
+        team_run(run.size, work, run)
 
 cdef int raise_pending() except -1:
     """An exception is set already: look_for_signals left it there."""
@@ -1062,7 +1061,9 @@ cdef int execute(Frame frame) except -1:
     cdef int granted = team_acquire(THREADS)
     try:
         frame.open(granted)
-        frame.go()
+        with nogil:
+            frame.run.checked = cpu_seconds()
+            frame.go()
     finally:
         team_release(granted)
     if frame.run.interrupted:
@@ -1085,16 +1086,17 @@ cdef class Tape:
     def __init__(self):
         raise TypeError("a tape is made by forward()")
 
-cdef inline void state_in(Layer *l, Py_ssize_t *order, Py_ssize_t B, object state, char *to):
+cdef int state_in(Layer *l, Py_ssize_t *order, Py_ssize_t B, object state, char *to) except -1:
     """A state (B, H), or zeros for None, into padded rows in plan order."""
     cdef Py_ssize_t j, size = l.tiles.itemsize
     cdef np.ndarray a
     memset(to, 0, B * l.stride * size)
     if state is None:
-        return
+        return 0
     a = contiguous(state)
     for j in range(B):
         memcpy(to + j * l.stride * size, <char *>np.PyArray_DATA(a) + order[j] * l.H * size, l.H * size)
+    return 0
 
 cdef inline void state_out(Layer *l, Py_ssize_t *order, Py_ssize_t B, char *rows, char *to) noexcept:
     cdef Py_ssize_t j, size = l.tiles.itemsize
@@ -1281,6 +1283,195 @@ def backward(Tape tape, dy, dh_n, dc_n):
             state_out(&d.layer, plan.order, B, d.d_c, <char *>np.PyArray_DATA(a))
     frame.owners.clear()
     return dx, tuple(gradients)
+
+# ---------------------------------------------------------------------------------------------------------------
+# Streams: the same loop over a single step, with everything laid out beforehand
+
+@cython.final
+cdef class Stream:
+    """A stack of packed layers that takes one time step a call and keeps its state between calls."""
+    cdef list packed
+    cdef list frames
+    cdef list states        # Memory: two of h, which change places every step, and c
+    cdef object dtype
+    cdef Py_ssize_t B, inputs, H
+    cdef double work
+    cdef int threads
+    cdef bint busy
+
+    def __init__(self, tuple layers, Py_ssize_t batch_size):
+        cdef Packed p
+        cdef Frame frame
+        cdef Direction *d
+        cdef Plan plan = Plan(1, batch_size, None)
+        cdef Memory memory
+        cdef Py_ssize_t bytes
+        self.packed = list(layers)
+        self.frames = []
+        self.states = []
+        self.B = batch_size
+        for p in self.packed:
+            frame = Frame()
+            frame.run.directions = 1
+            d = &frame.run.direction[0]
+            d.layer = p.layer
+            d.packed = True
+            d.T = d.steps = 1
+            d.B = batch_size
+            d.order = plan.order
+            d.length = plan.length
+            d.active = plan.active
+            d.offset = plan.offset
+            d.x_i = p.layer.tiles.itemsize
+            bytes = batch_size * p.layer.stride * p.layer.tiles.itemsize
+            memory = Memory((2 + (p.layer.cell.states == 2)) * bytes)
+            d.h0 = memory.data
+            d.y = d.h0 + bytes
+            d.c0 = d.y + bytes
+            d.x_b = d.y_b = p.layer.stride * p.layer.tiles.itemsize
+            memset(memory.data, 0, (2 + (p.layer.cell.states == 2)) * bytes)
+            self.work += <double>batch_size * p.layer.cell.gates * p.layer.H * (p.layer.H + p.layer.inputs)
+            frame.owners.extend((plan, memory, p))
+            self.frames.append(frame)
+        p = self.packed[0]
+        self.inputs = p.layer.inputs
+        frame = self.frames[0]
+        frame.run.direction[0].x_b = p.layer.inputs * p.layer.tiles.itemsize
+        p = self.packed[len(self.packed) - 1]
+        self.H = p.layer.H
+        self.dtype = p.dtype
+        self.partition(THREADS)
+
+    cdef int partition(self, int threads) except -1:
+        cdef Frame frame
+        for frame in self.frames:
+            frame.open(threads)
+        self.threads = threads
+        return 0
+
+    cdef int advance(self, const char *x) except -1:
+        """One step of every layer; the new state takes the place of the old one."""
+        cdef Frame frame, before = None
+        cdef Direction *d
+        cdef char *h
+        cdef int granted = 1, wanted = 1
+        if self.threads != THREADS:
+            self.partition(THREADS)
+        for frame in self.frames:
+            wanted = max(wanted, frame.run.size)
+        if wanted > 1:
+            granted = team_acquire(wanted)
+        try:
+            if granted < wanted:
+                self.partition(granted)
+            for frame in self.frames:
+                d = &frame.run.direction[0]
+                d.x = x if before is None else before.run.direction[0].h0
+                if before is not None:
+                    d.x_b = before.run.direction[0].y_b
+                if self.work < 1e5:                             # a few microseconds: not worth letting the GIL go
+                    frame.run.checked = 1e300
+                    frame.go()
+                else:
+                    with nogil:
+                        frame.run.checked = cpu_seconds()
+                        frame.go()
+                if frame.run.interrupted:
+                    raise_pending()
+                h = d.h0
+                d.h0 = d.y
+                d.y = h
+                before = frame
+        finally:
+            team_release(granted)
+        return 0
+
+    def step(self, x_t, out=None):
+        """Take x_t (B, I), return the last layer's h (B, H), written to `out` when given."""
+        cdef np.ndarray x, y
+        cdef Frame frame
+        cdef Direction *d
+        cdef Py_ssize_t b, size
+        if self.busy:
+            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+        if not isinstance(x_t, np.ndarray):
+            x_t = numpy.asarray(x_t)
+        x = x_t
+        if x.descr is not self.dtype and x.dtype.newbyteorder("=") != self.dtype:
+            raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
+        if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
+            raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
+        if x.descr is not self.dtype or not np.PyArray_ISCARRAY_RO(x):
+            x = numpy.require(x, self.dtype, "CA")
+        if out is None:
+            y = numpy.empty((self.B, self.H), self.dtype)
+        else:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out: expected an ndarray of {self.dtype}, got {type(out).__name__}")
+            y = out
+            if y.descr is not self.dtype and y.dtype != self.dtype:
+                raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
+            if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
+                raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
+            if not np.PyArray_ISWRITEABLE(y):
+                raise ValueError("out: expected a writable array, got a read-only one")
+        self.busy = True
+        try:
+            self.advance(<char *>np.PyArray_DATA(x))
+        finally:
+            self.busy = False
+        frame = self.frames[len(self.frames) - 1]
+        d = &frame.run.direction[0]
+        size = self.H * d.layer.tiles.itemsize
+        if np.PyArray_ISCARRAY(y):
+            for b in range(self.B):
+                memcpy(<char *>np.PyArray_DATA(y) + b * size, d.h0 + b * d.y_b, size)
+        else:
+            y[...] = self.state_of(len(self.frames) - 1, False)
+        return y
+
+    cdef np.ndarray state_of(self, Py_ssize_t layer, bint of_c):
+        cdef Frame frame = self.frames[layer]
+        cdef Direction *d = &frame.run.direction[0]
+        cdef np.ndarray a = numpy.empty((self.B, d.layer.H), self.dtype)
+        state_out(&d.layer, d.order, self.B, d.c0 if of_c else d.h0, <char *>np.PyArray_DATA(a))
+        return a
+
+    @property
+    def h(self):
+        """The hidden state, (num_layers, B, H), a copy."""
+        return numpy.stack([self.state_of(i, False) for i in range(len(self.frames))])
+
+    @property
+    def c(self):
+        """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
+        if (<Packed>self.packed[0]).layer.cell.states == 1:
+            return None
+        return numpy.stack([self.state_of(i, True) for i in range(len(self.frames))])
+
+    def set_state(self, h, c):
+        """Go on from h (num_layers, B, H), and c for LSTM."""
+        cdef Frame frame
+        cdef Direction *d
+        for i, frame in enumerate(self.frames):
+            d = &frame.run.direction[0]
+            state_in(&d.layer, d.order, self.B, h[i], d.h0)
+            if d.layer.cell.states == 2:
+                state_in(&d.layer, d.order, self.B, c[i], d.c0)
+
+    def reset(self):
+        """Go on from zeros."""
+        cdef Frame frame
+        cdef Direction *d
+        for frame in self.frames:
+            d = &frame.run.direction[0]
+            state_in(&d.layer, d.order, self.B, None, d.h0)
+            if d.layer.cell.states == 2:
+                state_in(&d.layer, d.order, self.B, None, d.c0)
+
+def stream(tuple layers, Py_ssize_t batch_size):
+    """A stream over packed layers; see the backend protocol in fusedrnn.backends."""
+    return Stream(layers, batch_size)
 
 # ---------------------------------------------------------------------------------------------------------------
 # Which instruction set, how many threads
