@@ -117,7 +117,17 @@ if (_default := os.environ.get("FUSEDRNN_BACKEND")) is not None:
 
 
 def get(name: str | None = None) -> Backend:
-    """The backend of this name; None is the one chosen by `use_backend`, FUSEDRNN_BACKEND or default, in this order.
+    """Find a backend.
+
+    Parameters
+    ----------
+    name : {"cython", "numba", "reference"}, optional
+        None is the one chosen by `use_backend`, or by FUSEDRNN_BACKEND, or else the fastest that is installed.
+
+    Returns
+    -------
+    Backend
+        Loaded.
 
     Raises
     ------
@@ -132,7 +142,12 @@ def get(name: str | None = None) -> Backend:
 
 
 def available() -> tuple[str, ...]:
-    """The names of the backends that can run here, fastest first.
+    """Name the backends that can run here.
+
+    Returns
+    -------
+    tuple of str
+        Fastest first.
 
     Examples
     --------
@@ -144,7 +159,18 @@ def available() -> tuple[str, ...]:
 
 
 def missing(name: str) -> str | None:
-    """Why the backend of this name cannot run here, or None."""
+    """Say why a backend cannot run here.
+
+    Parameters
+    ----------
+    name : {"cython", "numba", "reference"}
+        The backend.
+
+    Returns
+    -------
+    str or None
+        None if it can.
+    """
     try:
         get(name)
     except ImportError as error:
@@ -153,7 +179,13 @@ def missing(name: str) -> str | None:
 
 
 def compiled() -> Any:
-    """The compiled module, which keeps the thread count and the instruction set; None if it is not installed."""
+    """Find the compiled module, which keeps the thread count and the instruction set.
+
+    Returns
+    -------
+    module or None
+        None if it is not installed.
+    """
     return get("cython").module if missing("cython") is None else None
 
 

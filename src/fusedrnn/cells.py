@@ -19,7 +19,7 @@ from fusedrnn.tape import Tape
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-class Cell(Module, Generic[State]):
+class _Cell(Module, Generic[State]):
     """What RNNCell, GRUCell and LSTMCell share: a layer whose sequences have one step."""
 
     def __init__(
@@ -62,12 +62,14 @@ class Cell(Module, Generic[State]):
 
         Parameters
         ----------
-        x, state
-            As in a call. x and the parameters must not be changed before `backward`.
+        x : array_like
+            As in a call. It and the parameters must not be changed before `backward`.
+        state : array_like or pair of array_like, optional
+            As in a call.
 
         Returns
         -------
-        state
+        state : ndarray or pair of ndarray
             As from a call.
         tape : Tape
             For one `backward`.
@@ -134,7 +136,7 @@ class Cell(Module, Generic[State]):
         return cast(State, h.reshape(shape) if c is None else (h.reshape(shape), c.reshape(shape)))
 
 
-class RNNCell(Cell[Array]):
+class RNNCell(_Cell[Array]):
     """One step of a vanilla recurrent network: ``h' = f(W x + b_ih + U h + b_hh)``.
 
     PyTorch's ``torch.nn.RNNCell`` for NumPy; the equations are those of `rnn_forward`.
@@ -150,7 +152,7 @@ class RNNCell(Cell[Array]):
     nonlinearity : {"tanh", "relu"}, default "tanh"
         The f of the equation.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
     backend : {"cython", "numba", "reference"}, optional
@@ -186,7 +188,7 @@ class RNNCell(Cell[Array]):
         return super()._options() | {"nonlinearity": None if self.nonlinearity == "tanh" else self.nonlinearity}
 
 
-class GRUCell(Cell[Array]):
+class GRUCell(_Cell[Array]):
     """One step of a gated recurrent unit.
 
     PyTorch's ``torch.nn.GRUCell`` for NumPy; the equations are those of `gru_forward`.
@@ -202,7 +204,7 @@ class GRUCell(Cell[Array]):
     reset_after : bool, default True
         True resets the product U_n h + c_n, as PyTorch does; False resets h before it, as Cho et al. wrote.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
     backend : {"cython", "numba", "reference"}, optional
@@ -238,7 +240,7 @@ class GRUCell(Cell[Array]):
         return super()._options() | {"reset_after": None if self.reset_after else False}
 
 
-class LSTMCell(Cell[Pair]):
+class LSTMCell(_Cell[Pair]):
     """One step of a long short-term memory cell.
 
     PyTorch's ``torch.nn.LSTMCell`` for NumPy; the equations are those of `lstm_forward`.
@@ -252,7 +254,7 @@ class LSTMCell(Cell[Pair]):
     bias : bool, default True
         Whether there are biases.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
     backend : {"cython", "numba", "reference"}, optional

@@ -109,19 +109,16 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
-    if type(value) is not ndarray:
-        value = _read("lengths", value, "integers")
-        if not value.size:
-            value = value.astype(INT64)  # NumPy reads an empty list as float64
-    if value.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got {value.dtype}")
-    if value.shape != (batch,):
-        raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(value.shape)}")
-    found = np.array(value, dtype=INT64, order="C")
+    given = value if isinstance(value, ndarray) else _read("lengths", value, "integers")
+    if given.dtype.kind not in "iu" and (given.size or given is value):  # NumPy reads an empty list as float64
+        raise TypeError(f"lengths: expected integers, got {given.dtype}")
+    if given.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(given.shape)}")
+    found = np.array(given, dtype=INT64, order="C")
     bad = found.view(UINT64) > steps  # negative ones too: they wrap around
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise ValueError(f"lengths: expected values from 0 to {steps} (T), got {value[first]} at index {first}")
+        raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {given[first]} at index {first}")
     return found
 
 
@@ -134,16 +131,19 @@ def state(
     name: str, parts: tuple[str, ...], value: Any, shape: Shape, dtype: np.dtype[Any]
 ) -> tuple[Array | None, Array | None]:
     """A state, or its gradient, of these parts (h, or h and c), each an array of this shape or None."""
+    if len(parts) == 1:
+        return (None if value is None else array(parts[0], value, shape, dtype)), None
+    # An array is refused: unpacking it would take its first axis for the pair.
+    if isinstance(value, tuple | list) and len(value) == 2:
+        h, c = value
+        return (
+            None if h is None else array(parts[0], h, shape, dtype),
+            None if c is None else array(parts[1], c, shape, dtype),
+        )
     if value is None:
         return None, None
-    if len(parts) == 1:
-        return array(parts[0], value, shape, dtype), None
-    # An array is refused: unpacking it would take its first axis for the pair.
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        got = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
-        raise TypeError(f"{name}: expected a pair ({', '.join(parts)}), got {got}")
-    h, c = (None if v is None else array(part, v, shape, dtype) for part, v in zip(parts, value, strict=True))
-    return h, c
+    got = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+    raise TypeError(f"{name}: expected a pair ({', '.join(parts)}), got {got}")
 
 
 def loaded(name: str, value: npt.ArrayLike, shape: Shape) -> Array:

@@ -27,6 +27,17 @@ class Frozen(Generic[State]):
 
     It cannot be changed, so threads may share it; copying it gives the same object.
 
+    Parameters
+    ----------
+    name : str
+        What was frozen, as shown.
+    stack : Stack
+        Its sizes and layout.
+    backend : Backend
+        Who packed the weights.
+    layers : sequence of tuple
+        The packed directions of every layer.
+
     Examples
     --------
     >>> import numpy as np
@@ -135,6 +146,17 @@ class Frozen(Generic[State]):
 class Stream(Generic[State]):
     """Stacked layers run one time step at a time; the state stays here between the steps. Made by ``frozen.stream()``.
 
+    Parameters
+    ----------
+    name : str
+        What runs, as shown.
+    stack : Stack
+        Its sizes and layout.
+    stepper : Stepper
+        The backend's half: the packed weights and the state.
+    batch_size : int
+        B.
+
     Examples
     --------
     >>> import numpy as np
@@ -185,12 +207,18 @@ class Stream(Generic[State]):
 
     @property
     def state(self) -> State:
-        """The present state, a copy: h, or for an LSTM (h, c), each (num_layers, B, H). Assigning copies one in."""
+        """The present state: h, or for an LSTM (h, c), each (num_layers, B, H). Reading and assigning copy.
+
+        Returns
+        -------
+        ndarray or pair of ndarray
+            A copy.
+        """
         h, c = self._stepper.h, self._stepper.c
         return cast(State, h if c is None else (h, c))
 
     @state.setter
-    def state(self, value: Any) -> None:
+    def state(self, value: Any) -> None:  # numpydoc ignore=GL08
         h, c = self._stack.split("state", ("h", "c"), value, self.batch_size, unbatched=False)
         shape = (self._stack.num_layers, self.batch_size, self._stack.hidden_size)
         h, c = (np.zeros(shape, self._stack.dtype) if part is None else part for part in (h, c))

@@ -28,8 +28,22 @@ __all__ = [
 class Gradients(NamedTuple):
     """The gradients of one call, each of its argument's shape and dtype.
 
-    Those of `h0` (and `c0`) are given where the argument was None too, as zeros are a state; those of `b_ih` and `b_hh`
-    are None where the bias was. `c0` is None for cells without one.
+    Attributes
+    ----------
+    x : ndarray, shape (T, B, I)
+        Zero past a sequence's length.
+    w_ih : ndarray, shape (G*H, I)
+        Of the input weights.
+    w_hh : ndarray, shape (G*H, H)
+        Of the recurrent weights.
+    b_ih : ndarray, shape (G*H,), or None
+        None where the bias was.
+    b_hh : ndarray, shape (G*H,), or None
+        None where the bias was.
+    h0 : ndarray, shape (B, H)
+        Given where the argument was None too, as zeros are a state.
+    c0 : ndarray, shape (B, H), or None
+        The same, for an LSTM; None for the others.
     """
 
     x: Array

@@ -15,7 +15,13 @@ VARIABLES = ("FUSEDRNN_BACKEND", "FUSEDRNN_ISA", "FUSEDRNN_NUM_THREADS")
 
 
 def version() -> str:
-    """The version of the installed package."""
+    """Look up the version of the installed package.
+
+    Returns
+    -------
+    str
+        The version, or "0+unknown" when run from a source tree that is not installed.
+    """
     try:
         return importlib.metadata.version("fusedrnn")
     except importlib.metadata.PackageNotFoundError:  # run from its source tree
@@ -23,9 +29,9 @@ def version() -> str:
 
 
 @overload
-def show_config(mode: Literal["stdout"] = "stdout") -> None: ...
+def show_config(mode: Literal["stdout"] = "stdout") -> None: ...  # numpydoc ignore=GL08
 @overload
-def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...  # numpydoc ignore=GL08
 
 
 def show_config(mode: Literal["stdout", "dicts"] = "stdout") -> dict[str, Any] | None:

@@ -21,10 +21,16 @@ __all__ = ["GRU", "LSTM", "RNN", "LayerGradients"]
 
 
 class LayerGradients(NamedTuple):
-    """The gradients of one call of a layer.
+    """The gradients of one call of a layer or cell.
 
-    `x` and `state` have the form of the call's x and state (the state's is given where it was None too, as zeros are a
-    state); `parameters` has the keys of `state_dict`.
+    Attributes
+    ----------
+    x : ndarray
+        In the form of the call's x.
+    state : ndarray or pair of ndarray
+        In the form of the call's state; given where that was None too, as zeros are a state.
+    parameters : dict of str to ndarray
+        With the keys of `state_dict`.
     """
 
     x: Array
@@ -32,7 +38,7 @@ class LayerGradients(NamedTuple):
     parameters: dict[str, Array]
 
 
-class Layer(Module, Generic[State]):
+class _Layer(Module, Generic[State]):
     """What RNN, GRU and LSTM share: everything but their names and options."""
 
     def __init__(
@@ -100,12 +106,18 @@ class Layer(Module, Generic[State]):
 
         Parameters
         ----------
-        x, state, lengths
-            As in a call. x and the parameters must not be changed before `backward`.
+        x : array_like
+            As in a call. It and the parameters must not be changed before `backward`.
+        state : array_like or pair of array_like, optional
+            As in a call.
+        lengths : array_like of int, optional
+            As in a call.
 
         Returns
         -------
-        y, state
+        y : ndarray
+            As from a call.
+        state : ndarray or pair of ndarray
             As from a call.
         tape : Tape
             For one `backward`.
@@ -218,7 +230,7 @@ class Layer(Module, Generic[State]):
         return np.multiply(values, 1 / (1 - self.dropout) if self.dropout < 1 else 0, out=left, where=mask)
 
 
-class RNN(Layer[Array]):
+class RNN(_Layer[Array]):
     """A vanilla recurrent network: ``h' = f(W x + b_ih + U h + b_hh)``.
 
     PyTorch's ``torch.nn.RNN`` for NumPy; the equations are those of `rnn_forward`.
@@ -242,7 +254,7 @@ class RNN(Layer[Array]):
     bidirectional : bool, default False
         Whether a second direction runs backwards in time; D is then 2 and y has 2 * H features.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
     backend : {"cython", "numba", "reference"}, optional
@@ -297,7 +309,7 @@ class RNN(Layer[Array]):
         return super()._options() | {"nonlinearity": None if self.nonlinearity == "tanh" else self.nonlinearity}
 
 
-class GRU(Layer[Array]):
+class GRU(_Layer[Array]):
     """A network of gated recurrent units.
 
     PyTorch's ``torch.nn.GRU`` for NumPy; the equations, of both forms, are those of `gru_forward`.
@@ -321,7 +333,7 @@ class GRU(Layer[Array]):
     reset_after : bool, default True
         True resets the product U_n h + c_n, as PyTorch does; False resets h before it, as Cho et al. wrote.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
     backend : {"cython", "numba", "reference"}, optional
@@ -376,7 +388,7 @@ class GRU(Layer[Array]):
         return super()._options() | {"reset_after": None if self.reset_after else False}
 
 
-class LSTM(Layer[Pair]):
+class LSTM(_Layer[Pair]):
     """A network of long short-term memory cells.
 
     PyTorch's ``torch.nn.LSTM`` for NumPy; the equations are those of `lstm_forward`.
@@ -398,7 +410,7 @@ class LSTM(Layer[Pair]):
     bidirectional : bool, default False
         Whether a second direction runs backwards in time; D is then 2 and y has 2 * H features.
     dtype : dtype_like, default float32
-        float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
+        Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
     backend : {"cython", "numba", "reference"}, optional

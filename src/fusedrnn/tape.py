@@ -13,13 +13,24 @@ class Tape:
     """What a forward pass keeps for its backward: opaque, and good for one.
 
     It holds x, y and the weights by reference: change none of them between forward and backward.
+
+    Parameters
+    ----------
+    maker : object
+        The function's name, or the layer: who may spend the tape.
+    shape : tuple of int
+        Of y, as the caller saw it.
+    dtype : numpy.dtype
+        Of everything.
+    kept : object
+        What the backward needs.
     """
 
     __slots__ = ("_kept", "dtype", "maker", "shape")
 
     def __init__(self, maker: object, shape: checks.Shape, dtype: np.dtype[Any], kept: Any) -> None:
-        self.maker = maker  # the function's name, or the layer: who may spend the tape
-        self.shape = shape  # of y, as the caller saw it
+        self.maker = maker
+        self.shape = shape
         self.dtype = dtype
         self._kept = [kept]  # in a list, because its pop is atomic: of two threads one gets the tape
 
@@ -28,7 +39,18 @@ class Tape:
         return f"<Tape of {self.maker}, {'ready' if self._kept else 'spent'}>"
 
     def take(self) -> Any:
-        """What was kept; only the first caller gets it."""
+        """Spend the tape.
+
+        Returns
+        -------
+        object
+            What was kept; only the first caller gets it.
+
+        Raises
+        ------
+        RuntimeError
+            The tape is spent.
+        """
         try:
             return self._kept.pop()
         except IndexError:

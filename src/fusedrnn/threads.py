@@ -71,7 +71,13 @@ def get_num_threads() -> int:
 
 
 def available_cpus() -> int:
-    """The CPUs this process may run on."""
+    """Count the CPUs this process may run on.
+
+    Returns
+    -------
+    int
+        At least 1.
+    """
     if hasattr(os, "sched_getaffinity"):
         return min(len(os.sched_getaffinity(0)), MOST)
     return min(os.cpu_count() or 1, MOST)
