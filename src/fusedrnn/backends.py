@@ -32,10 +32,10 @@ __all__ = [
     "use_backend",
 ]
 
-NAMES: Final = ("cython", "numba", "reference")
+NAMES: Final = ("cython", "reference")
 """Every backend's name, fastest first."""
 
-_MODULES: Final = {"cython": "fusedrnn._core", "numba": "fusedrnn.numba", "reference": "fusedrnn.reference"}
+_MODULES: Final = {"cython": "fusedrnn._core", "reference": "fusedrnn.reference"}
 
 Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]
 """w_ih (G*H, I), w_hh (G*H, H), b_ih (G*H,) or None, b_hh (G*H,) or None."""
@@ -111,9 +111,10 @@ class _Choice(threading.local):
 _loaded: dict[str, Backend] = {}
 _thread = _Choice()  # what this thread chose for itself
 _process: Backend | None = None  # what the main thread chose for all
+_default: Backend | None = None  # what holds where nobody has chosen, once it was asked for
 
-if (_default := os.environ.get("FUSEDRNN_BACKEND")) is not None:
-    checks.choice("FUSEDRNN_BACKEND", _default, NAMES)
+if _wanted := os.environ.get("FUSEDRNN_BACKEND"):
+    checks.choice("FUSEDRNN_BACKEND", _wanted, NAMES)
 
 
 def get(name: str | None = None) -> Backend:
@@ -121,7 +122,7 @@ def get(name: str | None = None) -> Backend:
 
     Parameters
     ----------
-    name : {"cython", "numba", "reference"}, optional
+    name : {"cython", "reference"}, optional
         None is the one chosen by `use_backend`, or by FUSEDRNN_BACKEND, or else the fastest that is installed.
 
     Returns
@@ -137,7 +138,7 @@ def get(name: str | None = None) -> Backend:
         The backend is not installed.
     """
     if name is None:
-        return _thread.backend or _process or _choose()
+        return _thread.backend or _process or _default or _find_default()
     return (_loaded.get(name) if type(name) is str else None) or _load(checks.choice("backend", name, NAMES))
 
 
@@ -163,7 +164,7 @@ def missing(name: str) -> str | None:
 
     Parameters
     ----------
-    name : {"cython", "numba", "reference"}
+    name : {"cython", "reference"}
         The backend.
 
     Returns
@@ -173,7 +174,9 @@ def missing(name: str) -> str | None:
     """
     try:
         get(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if error.name != _MODULES[name]:
+            raise
         return str(error)
     return None
 
@@ -193,7 +196,7 @@ def _load(name: str) -> Backend:
     try:
         module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
-        if error.name not in (_MODULES[name], name):  # it is installed and broken
+        if error.name != _MODULES[name]:  # it is there, and something that it needs is not
             raise
         raise ModuleNotFoundError(f"backend {name!r} is not installed: {error}", name=error.name) from error
     dtypes = checks.FLOATING if name == "reference" else checks.COMPILED
@@ -201,12 +204,10 @@ def _load(name: str) -> Backend:
     return _loaded.setdefault(name, backend)
 
 
-def _choose() -> Backend:
-    """The default of the process; two threads that come here at once find the same one."""
-    global _process
-    backend = get(_default) if _default is not None else next(get(name) for name in NAMES if missing(name) is None)
-    _process = _process or backend
-    return _process
+def _find_default() -> Backend:
+    global _default
+    _default = get(_wanted or available()[0])
+    return _default
 
 
 class use_backend:
@@ -217,7 +218,7 @@ class use_backend:
 
     Parameters
     ----------
-    name : {"cython", "numba", "reference"}
+    name : {"cython", "reference"}
         The backend.
 
     Raises

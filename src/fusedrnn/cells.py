@@ -155,8 +155,13 @@ class RNNCell(_Cell[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------
@@ -207,8 +212,13 @@ class GRUCell(_Cell[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------
@@ -257,8 +267,13 @@ class LSTMCell(_Cell[Pair]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------

@@ -109,8 +109,10 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
-    given = value if isinstance(value, ndarray) else _read("lengths", value, "integers")
-    if given.dtype.kind not in "iu" and (given.size or given is value):  # NumPy reads an empty list as float64
+    given = _read("lengths", value, "integers")
+    if given.dtype.kind not in "iu" and (
+        given.size or isinstance(value, ndarray)
+    ):  # NumPy reads an empty list as float64
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
     if given.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(given.shape)}")
@@ -156,9 +158,9 @@ def loaded(name: str, value: npt.ArrayLike, shape: Shape) -> Array:
 
 def _floating(name: str, value: npt.ArrayLike, dtypes: Dtypes, expected: str = "float32 or float64") -> Array:
     """`value` as an aligned array in native byte order, of one of these dtypes; shapes are still to be checked."""
-    found = value if isinstance(value, ndarray) else _read(name, value, expected)
-    if isinstance(found, np.ma.MaskedArray):
+    if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected {expected}, got a masked array")
+    found = _read(name, value, expected)
     dtype = _native(found.dtype)
     if dtype not in dtypes:
         raise TypeError(f"{name}: expected {expected}, got {dtype}")
@@ -172,7 +174,8 @@ def _read(name: str, value: Any, expected: str) -> Array:
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} ({error})") from error
     if found.dtype == object:
-        raise TypeError(f"{name}: expected {expected}, got {'None' if value is None else type(value).__name__}")
+        single = "None" if value is None else type(value).__name__
+        raise TypeError(f"{name}: expected {expected}, got {'an array of objects' if found.ndim else single}")
     return found
 
 

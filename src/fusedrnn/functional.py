@@ -154,7 +154,7 @@ def rnn_forward(
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
         Keep a tape for `rnn_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns
@@ -286,7 +286,7 @@ def gru_forward(
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
         Keep a tape for `gru_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns
@@ -415,7 +415,7 @@ def lstm_forward(
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
         Keep a tape for `lstm_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns

@@ -257,8 +257,13 @@ class RNN(_Layer[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------
@@ -336,8 +341,13 @@ class GRU(_Layer[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------
@@ -413,8 +423,13 @@ class LSTM(_Layer[Pair]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "numba", "reference"}, optional
+    backend : {"cython", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
+
+    Attributes
+    ----------
+    parameters : dict of str to ndarray
+        The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
 
     Examples
     --------

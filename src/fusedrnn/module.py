@@ -53,13 +53,8 @@ class Module:
                 self._shapes |= {f"bias_ih{ending}": (rows,), f"bias_hh{ending}": (rows,)}
         for name, shape in self._shapes.items():
             checks.addressable(name, shape, self.dtype)
-        self._parameters: dict[str, Array] = {}
+        self.parameters: dict[str, Array] = {}
         self.reset_parameters()
-
-    @property
-    def parameters(self) -> dict[str, Array]:
-        """The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name."""
-        return self._parameters
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-k, k), k = 1 / sqrt(H), as PyTorch does.
@@ -68,7 +63,7 @@ class Module:
         """
         k = 1 / math.sqrt(self.hidden_size)
         for name, shape in self._shapes.items():
-            self._parameters[name] = self.rng.uniform(-k, k, shape).astype(self.dtype)
+            self.parameters[name] = self.rng.uniform(-k, k, shape).astype(self.dtype)
 
     def state_dict(self) -> dict[str, Array]:
         """Copy the parameters.
@@ -116,7 +111,7 @@ class Module:
 
     def _checked(self) -> list[Array]:
         """The parameters in order; the caller of a layer may have replaced any of them."""
-        parameters, shapes, dtype = self._parameters, self._shapes, self.dtype
+        parameters, shapes, dtype = self.parameters, self._shapes, self.dtype
         if parameters.keys() != shapes.keys():
             checks.keys("parameters", parameters, shapes)
         return [checks.array(name, parameters[name], shape, dtype) for name, shape in shapes.items()]

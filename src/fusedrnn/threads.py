@@ -14,7 +14,10 @@ __all__ = ["MOST", "available_cpus", "get_num_threads", "set_num_threads"]
 MOST: Final = 256
 """The largest team."""
 
-_number: int | None = None  # kept here only where there is no compiled module to keep it
+# Checked before the compiled module reads it; the number is kept here only where there is no such module.
+_number: int | None = None
+if _wanted := os.environ.get("FUSEDRNN_NUM_THREADS"):
+    _number = checks.size_text("FUSEDRNN_NUM_THREADS", _wanted, most=MOST)
 
 
 def set_num_threads(n: int) -> None:
@@ -61,13 +64,9 @@ def get_num_threads() -> int:
     >>> fr.get_num_threads() >= 1
     True
     """
-    global _number
     if (core := backends.compiled()) is not None:
         return int(core.get_num_threads())
-    if _number is None:
-        wanted = os.environ.get("FUSEDRNN_NUM_THREADS")
-        _number = available_cpus() if wanted is None else checks.size_text("FUSEDRNN_NUM_THREADS", wanted, most=MOST)
-    return _number
+    return _number or available_cpus()
 
 
 def available_cpus() -> int:

@@ -1,0 +1,256 @@
+"""Frozen layers and streams: the results of the layer they came from, for ever and from any thread.
+
+Errors are in test_checks.py.
+"""
+
+import concurrent.futures
+import copy
+import inspect
+import pickle
+
+import numpy as np
+import pytest
+
+import fusedrnn as fr
+
+CELLS = ("RNN", "GRU", "LSTM")
+T, B, I, H = 7, 4, 3, 5
+
+
+@pytest.fixture(params=fr.backends.NAMES)
+def backend(request):
+    if why := fr.backends.missing(request.param):
+        pytest.skip(why)
+    return request.param
+
+
+def parts(state):
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def whole(cell, arrays):
+    return tuple(arrays) if cell == "LSTM" else arrays[0]
+
+
+def assert_same(found, expected, backend="cython"):
+    """Bit for bit; the reference promises numbers only: float32, and sums of a dozen terms of size 1."""
+    for f, e in zip(parts(found), parts(expected), strict=True):
+        if backend == "reference":
+            np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(f, e, strict=True)
+
+
+def sequence(steps=T, seed=1):
+    return np.random.default_rng(seed).standard_normal((steps, B, I)).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------- frozen layers
+
+
+@pytest.mark.parametrize("lengths", [None, [7, 0, 3, 5]], ids=["full", "ragged"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-major", "batch-first"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize(
+    ("cell", "own"),
+    [("RNN", {"nonlinearity": "relu"}), ("GRU", {"reset_after": False}), ("GRU", {}), ("LSTM", {"bias": False})],
+)
+def test_same_as_the_layer(cell, own, num_layers, bidirectional, batch_first, lengths, backend):
+    layer = getattr(fr, cell)(
+        I, H, num_layers, bidirectional=bidirectional, batch_first=batch_first, rng=0, backend=backend, **own
+    )
+    fast = layer.freeze()
+    x = sequence().swapaxes(0, 1) if batch_first else sequence()
+    y, state = layer(x, None, lengths)
+    assert_same(fast(x, None, lengths)[0], y)
+    assert_same(fast(x, None, lengths)[1], state)
+    assert_same(fast(x, state, lengths)[0], layer(x, state, lengths)[0])
+    assert_same(fast(x, state=state, lengths=lengths)[1], layer(x, state, lengths)[1])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_unbatched(cell, backend):
+    layer = getattr(fr, cell)(I, H, rng=0, backend=backend)
+    y, state = layer(sequence()[:, 0])
+    found, last = layer.freeze()(sequence()[:, 0])
+    assert found.shape == (T, H)
+    assert_same(found, y)
+    assert_same(last, state)
+
+
+def test_training_on_does_not_change_it(backend):
+    layer = fr.LSTM(I, H, rng=0, backend=backend)
+    fast = layer.freeze()
+    expected = layer(sequence())[0]
+    for value in layer.parameters.values():
+        value[...] = 0
+    assert_same(fast(sequence())[0], expected)
+
+
+def test_results_are_the_callers(backend):
+    """A result is not overwritten by the next call, nor is an argument by this one."""
+    fast = fr.LSTM(I, H, rng=0, backend=backend).freeze()
+    x = sequence()
+    before = x.copy()
+    y, state = fast(x)
+    kept = y.copy(), *(s.copy() for s in state)
+    for a in (y, *state):
+        a[...] = 0
+    fast(x, state)
+    assert_same(x, before)
+    again, state = fast(x)
+    assert_same((again, *state), kept)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_share_it(cell, backend):
+    fast = getattr(fr, cell)(I, H, 2, bidirectional=True, rng=0, backend=backend).freeze()
+    xs = [sequence(seed=seed) for seed in range(16)]
+    expected = [fast(x)[0] for x in xs]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found, e in zip(pool.map(lambda x: fast(x)[0], xs * 4), expected * 4, strict=True):
+            assert_same(found, e)
+
+
+def test_it_stays_on_its_backend():
+    layer = fr.GRU(I, H, rng=0)
+    with fr.use_backend("reference"):
+        fast = layer.freeze()
+    assert repr(fast) == "<frozen GRU(3, 5) on reference>"
+    assert repr(layer.freeze()) == f"<frozen GRU(3, 5) on {fr.backends.get().name}>"
+
+
+def test_it_cannot_be_changed():
+    fast = fr.LSTM(I, H).freeze()
+    for name in (*fast.__slots__, "new"):
+        with pytest.raises(AttributeError, match=rf"^{name}: a frozen layer cannot be changed$"):
+            setattr(fast, name, None)
+        with pytest.raises(AttributeError, match=rf"^{name}: a frozen layer cannot be changed$"):
+            delattr(fast, name)
+
+
+def test_copies_are_itself():
+    fast = fr.LSTM(I, H).freeze()
+    assert copy.copy(fast) is fast
+    assert copy.deepcopy({"a": fast})["a"] is fast
+    with pytest.raises(TypeError, match=r"^a frozen layer cannot be pickled: pickle the layer and freeze it again$"):
+        pickle.dumps(fast)
+
+
+def test_any_layout(backend):
+    fast = fr.LSTM(I, H, rng=0, backend=backend).freeze()
+    x = sequence()
+    expected = fast(x)[0]
+    for form in (np.asfortranarray(x), x[:, ::-1].copy()[:, ::-1], x.astype(">f4"), np.repeat(x, 2, axis=2)[..., ::2]):
+        assert_same(fast(form)[0], expected, backend)
+
+
+# ------------------------------------------------------------------------------------------------------------ streams
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize(
+    ("cell", "own"),
+    [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("GRU", {"reset_after": False}), ("LSTM", {})],
+)
+def test_a_stream_is_the_sequence(cell, own, num_layers, backend):
+    fast = getattr(fr, cell)(I, H, num_layers, rng=0, backend=backend, **own).freeze()
+    y, state = fast(sequence())
+    stream = fast.stream(batch_size=B)
+    for x_t, y_t in zip(sequence(), y, strict=True):
+        assert_same(stream.step(x_t), y_t, backend)
+    assert_same(stream.state, state, backend)
+
+
+def test_out_is_written_and_returned(backend):
+    stream = fr.GRU(I, H, rng=0, backend=backend).freeze().stream(B)
+    out = np.full((B, H), np.nan, np.float32)
+    assert stream.step(sequence()[0], out=out) is out
+    first = out.copy()
+    assert_same(stream.state[0], first)
+    assert stream.step(sequence()[0], out) is out
+    assert (out != first).all()
+    new = stream.step(sequence()[0])
+    assert new is not out
+    assert not np.shares_memory(new, stream.step(sequence()[0]))
+
+
+def test_the_batch_may_be_strided(backend):
+    fast = fr.LSTM(I, H, rng=0, backend=backend).freeze()
+    one, other = fast.stream(B), fast.stream(B)
+    wide = np.full((2 * B, 2 * H), np.nan, np.float32)
+    for x_t in sequence():
+        expected = one.step(x_t)
+        assert_same(other.step(np.repeat(x_t, 2, axis=0)[::2], out=wide[::2, 1::2]), expected)
+        assert_same(wide[::2, 1::2], expected)
+        assert np.isnan(wide[1::2]).all()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_state_can_be_read_and_set(cell, backend):
+    fast = getattr(fr, cell)(I, H, 2, rng=0, backend=backend).freeze()
+    one, other = fast.stream(B), fast.stream(B)
+    assert all(s.shape == (2, B, H) and not s.any() for s in parts(one.state))
+    x = sequence()
+    for x_t in x[:3]:
+        one.step(x_t)
+    state = one.state
+    other.state = state
+    for x_t in x[3:]:
+        assert_same(other.step(x_t), one.step(x_t))
+    copies = [s.copy() for s in parts(state)]
+    for s in parts(state):
+        s[...] = 0
+    one.state = whole(cell, copies)
+    assert_same(one.state, whole(cell, copies))
+    one.step(x[0])
+    assert_same(fast(x[:1], whole(cell, copies))[1], one.state, backend)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_reset_and_none_are_zeros(cell, backend):
+    stream = getattr(fr, cell)(I, H, 2, rng=0, backend=backend).freeze().stream(B)
+    first = stream.step(sequence()[0])
+    stream.reset()
+    assert all(not s.any() for s in parts(stream.state))
+    assert_same(stream.step(sequence()[0]), first)
+    stream.state = None
+    assert_same(stream.step(sequence()[0]), first)
+    if cell == "LSTM":
+        h, c = stream.state
+        stream.state = h, None
+        assert_same(stream.state, (h, np.zeros_like(c)))
+        stream.state = [None, c]
+        assert_same(stream.state, (np.zeros_like(h), c))
+
+
+def test_an_error_leaves_the_state(backend):
+    stream = fr.LSTM(I, H, rng=0, backend=backend).freeze().stream(B)
+    stream.step(sequence()[0])
+    before = stream.state
+    with pytest.raises(ValueError, match=r"^x_t: "):
+        stream.step(np.ones((B, I + 1), np.float32))
+    with pytest.raises(ValueError, match=r"^c: "):
+        stream.state = (before[0], before[1][:, 1:])
+    assert_same(stream.state, before)
+
+
+def test_streams_are_independent(backend):
+    layer = fr.LSTM(I, H, rng=0, backend=backend)
+    fast = layer.freeze()
+    one, other = fast.stream(B), fast.stream(batch_size=1)
+    one.step(sequence()[0])
+    assert not other.state[0].any()
+    del layer, fast
+    assert one.step(sequence()[1]).shape == (B, H)
+    assert other.step(np.ones((1, I), np.float32)).shape == (1, H)
+
+
+def test_a_stream_says_what_it_is():
+    stream = fr.GRU(I, H, 2, rng=0).freeze().stream()
+    assert repr(stream) == "<stream of GRU(3, 5, num_layers=2), batch_size=1>"
+    assert stream.batch_size == 1
+    assert "Run one time step." in inspect.getdoc(fr.Stream.step)
+    with pytest.raises(AttributeError):
+        stream.new = 1

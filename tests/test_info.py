@@ -1,0 +1,97 @@
+"""show_config, ``python -m fusedrnn``, the version, and the number of threads."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fusedrnn as fr
+
+WITHOUT = "import sys; sys.modules['fusedrnn._core'] = None; import fusedrnn as fr; "
+
+
+def python(*arguments, **environment):
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FUSEDRNN_")}
+    return subprocess.run([sys.executable, *arguments], env=env | environment, capture_output=True, text=True)
+
+
+def test_config_as_dicts():
+    config = fr.show_config("dicts")
+    assert config["versions"]["fusedrnn"] == fr.__version__
+    assert config["versions"]["numpy"] == np.__version__
+    assert config["backends"]["in use"] == fr.backends.get().name
+    for name in fr.backends.NAMES:
+        assert config["backends"][name] == (fr.backends.missing(name) or "available")
+    assert config["threads"]["in use"] == fr.get_num_threads()
+    assert set(config["environment"]) == {"FUSEDRNN_BACKEND", "FUSEDRNN_ISA", "FUSEDRNN_NUM_THREADS"}
+
+
+def test_config_of_the_compiled_module(core):
+    found = fr.show_config("dicts")["backends"]
+    assert found["instruction set"] == core.isa()
+    assert found["instruction sets"] == core.available_isas()
+    assert found["compiler"] == core.compiler()
+
+
+def test_config_is_printed(capsys):
+    assert fr.show_config() is None
+    printed = capsys.readouterr().out
+    for title, entries in fr.show_config("dicts").items():
+        assert f"{title}:\n" in printed
+        for name, value in entries.items():
+            assert f"  {name}: {', '.join(value) if isinstance(value, tuple) else value}\n" in printed
+
+
+def test_python_m_fusedrnn():
+    result = python("-m", "fusedrnn", FUSEDRNN_BACKEND="reference", FUSEDRNN_NUM_THREADS="1")
+    assert result.returncode == 0
+    assert not result.stderr
+    for line in ("  in use: reference", "  in use: 1", "  FUSEDRNN_NUM_THREADS: 1", f"  fusedrnn: {fr.__version__}"):
+        assert line in result.stdout.splitlines()
+
+
+def test_config_without_the_compiled_module():
+    result = python("-c", WITHOUT + "fr.show_config()")
+    assert "  in use: reference\n  cython: backend 'cython' is not installed: " in result.stdout
+
+
+def test_public_names():
+    assert set(fr.__all__) <= set(dir(fr))
+    assert all(getattr(fr, name).__doc__ for name in fr.__all__)
+
+
+@pytest.fixture
+def threads():
+    before = fr.get_num_threads()
+    yield
+    fr.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_number_of_threads():
+    for n in (1, 2, np.int8(3), 256):
+        fr.set_num_threads(n)
+        assert fr.get_num_threads() == n
+
+
+@pytest.mark.parametrize("before", ["", WITHOUT], ids=["as built", "not compiled"])
+def test_number_of_threads_at_the_start(before):
+    code = (
+        before
+        + "import fusedrnn as fr; print(fr.get_num_threads()); fr.set_num_threads(2); print(fr.get_num_threads())"
+    )
+    cpus = str(fr.threads.available_cpus())
+    assert python("-c", code).stdout.split() == [cpus, "2"]
+    assert python("-c", code, FUSEDRNN_NUM_THREADS="3").stdout.split() == ["3", "2"]
+    for wrong in ("0", "-1", "two", "1.5", "257"):
+        result = python("-c", code, FUSEDRNN_NUM_THREADS=wrong)
+        assert result.returncode == 1
+        assert "ValueError: FUSEDRNN_NUM_THREADS: " in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
+def test_number_of_threads_respects_affinity():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    assert python("-c", code + "import fusedrnn as fr; print(fr.get_num_threads())").stdout == "1\n"

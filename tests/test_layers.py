@@ -1,0 +1,479 @@
+"""Layers: against PyTorch in every arrangement, parameters in and out, initialisation, dropout, copies.
+
+Errors are in test_checks.py, frozen layers in test_frozen.py.
+"""
+
+import copy
+import dataclasses
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+import fusedrnn as fr
+
+CELLS = ("RNN", "GRU", "LSTM")
+T, B, I, H = 6, 4, 3, 5
+LENGTHS = [6, 1, 4, 2]
+CLOSE = {"rtol": 1e-9, "atol": 1e-12}  # float64, three layers
+
+
+@pytest.fixture(params=fr.backends.NAMES)
+def backend(request):
+    if why := fr.backends.missing(request.param):
+        pytest.skip(why)
+    return request.param
+
+
+def make(cell, *args, **options):
+    """A float64 layer of I and H."""
+    return getattr(fr, cell)(I, H, *args, **{"dtype": np.float64, "rng": 0} | options)
+
+
+def parts(state):
+    """A state as a list of arrays."""
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def whole(cell, arrays):
+    """Arrays as a state."""
+    return tuple(arrays) if cell == "LSTM" else arrays[0]
+
+
+def random_state(cell, layer, rng, batch=(B,)):
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    return whole(cell, [rng.standard_normal((rows, *batch, H)) for _ in range(2 if cell == "LSTM" else 1)])
+
+
+def assert_same(found, expected):
+    for f, e in zip(parts(found), parts(expected), strict=True):
+        np.testing.assert_array_equal(f, e, strict=True)
+
+
+def spied(monkeypatch, backend):
+    """What the backend's forward is called with and what it returns, from now on."""
+    found, calls = fr.backends.get(backend), []
+
+    def forward(*args):
+        calls.append((args, found.forward(*args)))
+        return calls[-1][1]
+
+    monkeypatch.setitem(fr.backends._loaded, backend, dataclasses.replace(found, forward=forward))
+    return calls
+
+
+# --------------------------------------------------------------------------------------------------- PyTorch's results
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-major", "batch-first"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize(
+    ("cell", "own"),
+    [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("GRU", {}), ("GRU", {"bias": False}), ("LSTM", {})],
+)
+def test_agrees_with_pytorch(cell, own, num_layers, bidirectional, batch_first, lengths, backend):
+    torch = pytest.importorskip("torch")
+    options = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first} | own
+    module = getattr(torch.nn, cell)(I, H, dtype=torch.float64, **options)
+    layer = make(cell, backend=backend, **options)
+    layer.load_state_dict(module.state_dict())
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((B, T, I) if batch_first else (T, B, I))
+    state = random_state(cell, layer, rng)
+
+    tx = torch.from_numpy(x).requires_grad_()
+    ts = [torch.from_numpy(s).requires_grad_() for s in parts(state)]
+    given = tx
+    if lengths is not None:
+        given = torch.nn.utils.rnn.pack_padded_sequence(tx, lengths, batch_first, enforce_sorted=False)
+    ty, tn = module(given, whole(cell, ts))
+    if lengths is not None:
+        ty, _ = torch.nn.utils.rnn.pad_packed_sequence(ty, batch_first, total_length=T)
+    expected = [ty, *parts(tn)]
+
+    inferred = layer(x, state, lengths)
+    y, last, tape = layer.forward(x, state, lengths)
+    for f, i, e in zip([y, *parts(last)], [inferred[0], *parts(inferred[1])], expected, strict=True):
+        np.testing.assert_allclose(f, e.detach(), **CLOSE)
+        np.testing.assert_array_equal(f, i)
+
+    gradients = [rng.standard_normal(e.shape) for e in expected]
+    torch.autograd.backward(expected, [torch.from_numpy(g) for g in gradients])
+    g = layer.backward(tape, gradients[0], whole(cell, gradients[1:]))
+    np.testing.assert_allclose(g.x, tx.grad, **CLOSE)
+    for f, e in zip(parts(g.state), ts, strict=True):
+        np.testing.assert_allclose(f, e.grad, **CLOSE)
+    assert list(g.parameters) == [name for name, _ in module.named_parameters()]
+    for name, parameter in module.named_parameters():
+        np.testing.assert_allclose(g.parameters[name], parameter.grad, err_msg=name, **CLOSE)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_state_dict_goes_to_pytorch_and_back(cell):
+    torch = pytest.importorskip("torch")
+    options = {"num_layers": 2, "bidirectional": True}
+    layer = getattr(fr, cell)(I, H, **options, rng=0)
+    module = getattr(torch.nn, cell)(I, H, **options)
+    assert list(layer.state_dict()) == list(module.state_dict())
+    module.load_state_dict({name: torch.from_numpy(a) for name, a in layer.state_dict().items()})
+    other = getattr(fr, cell)(I, H, **options, rng=1)
+    other.load_state_dict(module.state_dict())
+    for name, a in layer.parameters.items():
+        np.testing.assert_array_equal(other.parameters[name], a, strict=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2},
+        {"bias": False},
+        {"num_layers": 2, "bias": False, "batch_first": True, "dropout": 0.5, "bidirectional": True},
+    ],
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_repr_is_pytorchs(cell, options):
+    torch = pytest.importorskip("torch")
+    assert repr(getattr(fr, cell)(3, 4, **options)) == repr(getattr(torch.nn, cell)(3, 4, **options))
+
+
+def test_repr_shows_what_pytorch_has_not():
+    assert repr(fr.RNN(3, 4, nonlinearity="relu", dtype="f8")) == "RNN(3, 4, nonlinearity=relu, dtype=float64)"
+    assert (
+        repr(fr.GRU(3, 4, reset_after=False, backend="reference")) == "GRU(3, 4, reset_after=False, backend=reference)"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- calls
+
+
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-major", "batch-first"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_unbatched_is_a_batch_of_one(cell, batch_first, bidirectional, backend):
+    layer = make(cell, 2, bidirectional=bidirectional, batch_first=batch_first, backend=backend)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, I))
+    state = random_state(cell, layer, rng, batch=())
+    batch = np.expand_dims(x, 0 if batch_first else 1), whole(cell, [s[:, None] for s in parts(state)])
+
+    def squeezed(y, s):
+        return y.squeeze(0 if batch_first else 1), whole(cell, [a[:, 0] for a in parts(s)])
+
+    y, last = squeezed(*layer(*batch))
+    assert_same(layer(x, state)[0], y)
+    assert_same(layer(x, state)[1], last)
+    y, last, tape = layer.forward(x, state)
+    g = layer.backward(tape, y, last)
+    *_, tape = layer.forward(*batch)
+    of_batch = layer.backward(
+        tape, np.expand_dims(y, 0 if batch_first else 1), whole(cell, [s[:, None] for s in parts(last)])
+    )
+    for found, expected in zip((g.x, *parts(g.state)), (of_batch.x, *parts(of_batch.state)), strict=True):
+        np.testing.assert_array_equal(found, expected.reshape(found.shape))
+    for name, value in g.parameters.items():
+        np.testing.assert_array_equal(value, of_batch.parameters[name])
+
+
+def test_batch_first_is_a_view(monkeypatch):
+    layer = make("GRU", batch_first=True, backend="reference")
+    calls = spied(monkeypatch, "reference")
+    x = np.ones((B, T, I))
+    y, _ = layer(x)
+    (_, seen, *_), _ = calls[0]
+    assert np.shares_memory(seen, x)
+    assert y.swapaxes(0, 1).flags.c_contiguous
+    assert y.base is not None
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_state_is_zeros(cell, backend):
+    layer = make(cell, 2, backend=backend)
+    x = np.random.default_rng(1).standard_normal((T, B, I))
+    zeros = whole(cell, [np.zeros((2, B, H))] * 2)
+    assert_same(layer(x)[0], layer(x, zeros)[0])
+    if cell == "LSTM":
+        assert_same(layer(x)[0], layer(x, (None, zeros[1]))[0])
+        assert_same(layer(x)[0], layer(x, [zeros[0], None])[0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_state_carries_on(cell, backend):
+    layer = make(cell, 2, backend=backend)
+    x = np.random.default_rng(1).standard_normal((T, B, I))
+    y, last = layer(x)
+    first, state = layer(x[:2])
+    second, state = layer(x[2:], state)
+    np.testing.assert_allclose(np.concatenate([first, second]), y, **CLOSE)
+    for f, e in zip(parts(state), parts(last), strict=True):
+        np.testing.assert_allclose(f, e, **CLOSE)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_backward_takes_any_of_its_gradients(cell, backend):
+    layer = make(cell, 2, bidirectional=True, backend=backend)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((T, B, I))
+    dy, dstate = rng.standard_normal((T, B, 2 * H)), random_state(cell, layer, rng)
+
+    def run(*given):
+        return layer.backward(layer.forward(x)[2], *given)
+
+    both, of_y, of_state, of_none = run(dy, dstate), run(dy), run(None, dstate), run()
+    np.testing.assert_allclose(of_y.x + of_state.x, both.x, **CLOSE)
+    for name, value in both.parameters.items():
+        np.testing.assert_allclose(of_y.parameters[name] + of_state.parameters[name], value, err_msg=name, **CLOSE)
+    assert not of_none.x.any()
+    if cell == "LSTM":
+        halves = run(None, (dstate[0], None)), run(None, (None, dstate[1]))
+        np.testing.assert_allclose(halves[0].x + halves[1].x, of_state.x, **CLOSE)
+
+
+def test_inference_keeps_no_tape(backend, monkeypatch):
+    calls = spied(monkeypatch, backend)
+    layer = make("LSTM", 2, bidirectional=True, backend=backend)
+    layer(np.ones((T, B, I)))
+    layer.freeze()(np.ones((T, B, I)))
+    fr.LSTMCell(I, H, backend=backend)(np.ones((B, I), np.float32))
+    assert [(training, tape) for (*_, training), (*_, tape) in calls] == [(False, None)] * 5
+
+
+def test_a_tape_serves_one_backward_of_its_own_layer(backend):
+    layer, twin = make("GRU", backend=backend), make("GRU", backend=backend)
+    *_, tape = layer.forward(np.ones((T, B, I)))
+    with pytest.raises(ValueError, match="another GRU"):
+        twin.backward(tape)
+    layer.backward(tape)
+    with pytest.raises(RuntimeError, match=r"^tape: a tape serves one backward"):
+        layer.backward(tape)
+
+
+# -------------------------------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_parameters_are_drawn_as_in_pytorch(cell):
+    layer = getattr(fr, cell)(30, 100, 2, bidirectional=True, rng=0)
+    for value in layer.parameters.values():
+        assert value.dtype == np.float32
+        assert np.abs(value).max() <= 0.1  # 1 / sqrt(H)
+    values = np.concatenate([value.ravel() for value in layer.parameters.values()])
+    assert np.abs(values).max() > 0.0999
+    assert abs(values.mean()) < 1e-3
+    assert values.std() == pytest.approx(0.1 / np.sqrt(3), rel=0.01)
+
+
+def test_rng_makes_the_parameters():
+    one, same, other = (fr.LSTM(I, H, rng=seed) for seed in (0, np.random.default_rng(0), 1))
+    assert_same(tuple(one.parameters.values()), tuple(same.parameters.values()))
+    assert (one.parameters["bias_ih_l0"] != other.parameters["bias_ih_l0"]).all()
+    one.reset_parameters()
+    assert (one.parameters["bias_ih_l0"] != same.parameters["bias_ih_l0"]).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_names_and_shapes(bias):
+    layer = fr.GRU(I, H, 2, bias, bidirectional=True)
+    shapes = {}
+    for ending, width in (("l0", I), ("l0_reverse", I), ("l1", 2 * H), ("l1_reverse", 2 * H)):
+        shapes |= {f"weight_ih_{ending}": (3 * H, width), f"weight_hh_{ending}": (3 * H, H)}
+        if bias:
+            shapes |= {f"bias_ih_{ending}": (3 * H,), f"bias_hh_{ending}": (3 * H,)}
+    assert {name: value.shape for name, value in layer.parameters.items()} == shapes
+    assert list(layer.state_dict()) == list(shapes)
+
+
+def test_state_dict_is_a_copy_and_loading_is_in_place():
+    layer = make("LSTM")
+    saved, arrays = layer.state_dict(), dict(layer.parameters)
+    for value in layer.parameters.values():
+        value[...] = 0
+    assert all(value.any() for value in saved.values())
+    layer.load_state_dict(saved)
+    for name, value in layer.parameters.items():
+        assert value is arrays[name]
+        np.testing.assert_array_equal(value, saved[name])
+
+
+def test_loading_casts():
+    layer = fr.RNN(I, H)
+    layer.load_state_dict({name: value.astype(">f8").tolist() for name, value in layer.state_dict().items()})
+    assert {value.dtype for value in layer.parameters.values()} == {np.dtype(np.float32)}
+
+
+def test_loading_is_all_or_nothing():
+    layer = make("GRU", 2)
+    before = layer.state_dict()
+    bad = {name: value + 1 for name, value in before.items()}
+    bad["bias_hh_l1"] = bad["bias_hh_l1"][1:]
+    with pytest.raises(ValueError, match="bias_hh_l1"):
+        layer.load_state_dict(bad)
+    assert_same(tuple(layer.parameters.values()), tuple(before.values()))
+
+
+def test_parameters_may_be_changed_and_replaced(backend):
+    layer, other = make("LSTM", backend=backend), make("LSTM", rng=1, backend=backend)
+    x = np.ones((T, B, I))
+    for name, value in other.parameters.items():
+        if name.startswith("weight"):
+            layer.parameters[name][...] = value
+        else:
+            layer.parameters[name] = value
+    assert_same(layer(x)[0], other(x)[0])
+
+
+def test_options_go_to_the_right_cell(backend):
+    x = np.random.default_rng(1).standard_normal((T, B, I))
+    for options, other in (({"reset_after": False}, {}), ({"nonlinearity": "relu"}, {})):
+        cell = "GRU" if "reset_after" in options else "RNN"
+        layer = make(cell, backend=backend, **options)
+        forward = getattr(fr, f"{cell.lower()}_forward")
+        found = layer(x)
+        expected = forward(x, *layer.parameters.values(), backend=backend, **options)
+        assert_same((found[0], found[1][0]), expected[:2])
+        assert (forward(x, *layer.parameters.values(), backend=backend, **other)[0] != found[0]).any()
+
+
+def test_positional_arguments_are_pytorchs():
+    layer = fr.RNN(I, H, 2, "relu", False, True, 0.5, True)
+    shown = "RNN(3, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True, nonlinearity=relu)"
+    assert repr(layer) == shown
+    assert repr(fr.LSTM(I, H, 2, False, True, 0.5, True)) == shown.replace("RNN", "LSTM").replace(
+        ", nonlinearity=relu", ""
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- dropout
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_dropout_is_between_layers_in_training(cell, backend):
+    """The loss is that of a layer whose masks are drawn alike: a copy, whose generator is in the same state."""
+    layer = make(cell, 3, dropout=0.3, bidirectional=True, backend=backend)
+    rng = np.random.default_rng(1)
+    x, direction = rng.standard_normal((2, T, B, I))
+    dy = rng.standard_normal((T, B, 2 * H))
+
+    def loss(step):
+        return float((copy.deepcopy(layer).forward(x + step * direction)[0] * dy).sum())
+
+    start = copy.deepcopy(layer)
+    y, _, tape = start.forward(x)
+    slope = float((start.backward(tape, dy).x * direction).sum())
+    e = 1e-4
+    expected = (8 * (loss(e) - loss(-e)) - (loss(2 * e) - loss(-2 * e))) / (12 * e)
+    assert slope == pytest.approx(expected, rel=1e-8, abs=1e-9)
+    assert (y != layer(x)[0]).any()
+    assert_same(layer(x)[0], layer(x)[0])
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share():
+    layer = fr.RNN(1, 100, 2, "relu", dropout=0.25, rng=0, backend="reference")
+    for name, value in layer.parameters.items():
+        value[...] = np.eye(100) if name == "weight_ih_l1" else name == "bias_ih_l0"
+    y, _, _ = layer.forward(np.zeros((50, 20, 1), np.float32))
+    assert set(np.unique(y)) == {0, np.float32(1 / 0.75)}
+    assert (y == 0).mean() == pytest.approx(0.25, abs=0.005)  # 10^5 draws: three standard deviations are 0.004
+
+
+def test_all_dropped():
+    layer = make("GRU", 2, dropout=1, backend="reference")
+    x = np.ones((T, B, I))
+    y, _, tape = layer.forward(x)
+    assert_same(y, layer.forward(2 * x)[0])
+    assert not layer.backward(tape, np.ones_like(y)).x.any()
+
+
+def test_dropout_of_one_layer_warns():
+    with pytest.warns(UserWarning, match="dropout acts between layers, and num_layers is 1") as caught:
+        fr.GRU(I, H, dropout=0.5)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fr.GRU(I, H, 2, dropout=0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ copies
+
+
+@pytest.mark.parametrize(
+    "duplicate", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("cell", CELLS)
+def test_copies_are_independent(cell, duplicate, backend):
+    layer = make(cell, 2, bidirectional=True, dropout=0.5, backend=backend)
+    twin = duplicate(layer)
+    x = np.random.default_rng(1).standard_normal((T, B, I))
+    expected = layer(x)[0].copy()
+    assert_same(twin(x)[0], expected)
+    assert_same(twin.forward(x)[0], layer.forward(x)[0])  # the generators go on alike
+    for value in layer.parameters.values():
+        value[...] = 0
+    assert_same(twin(x)[0], expected)
+    assert repr(twin) == repr(layer)
+
+
+def test_a_shallow_copy_shares_the_parameters():
+    layer = make("GRU")
+    assert copy.copy(layer).parameters is layer.parameters
+
+
+# ---------------------------------------------------------------------------------------------------- initialisation
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_glorot(cell):
+    layer = getattr(fr, cell)(30, 50, 2, rng=0)
+    before = layer.state_dict()
+    fr.init.glorot(layer)
+    for name, fans in (("weight_ih_l0", 30 + 50), ("weight_ih_l1", 50 + 50)):
+        value, k = layer.parameters[name], np.sqrt(6 / fans)
+        assert 0.99 * k < np.abs(value).max() <= k
+        assert value.std() == pytest.approx(k / np.sqrt(3), rel=0.05)
+    for name, value in layer.parameters.items():
+        assert (value == before[name]).all() != name.startswith("weight_ih")
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_orthogonal(cell):
+    layer = getattr(fr, cell)(I, 20, bidirectional=True, rng=0)
+    before = layer.state_dict()
+    fr.init.orthogonal(layer, gain=2.0)
+    for name, value in layer.parameters.items():
+        if name.startswith("weight_hh"):
+            for gate in value.reshape(-1, 20, 20):
+                np.testing.assert_allclose(gate @ gate.T, 4 * np.eye(20), atol=1e-5)
+        else:
+            np.testing.assert_array_equal(value, before[name])
+
+
+@pytest.mark.parametrize("make_one", [fr.LSTM, fr.LSTMCell])
+def test_forget_bias(make_one):
+    module = make_one(I, H, rng=0)
+    before = module.state_dict()
+    fr.init.forget_bias(module, 1.5)
+    for name, value in module.parameters.items():
+        expected = before[name].copy()
+        if name.startswith("bias"):
+            expected[H : 2 * H] = 1.5 if "ih" in name else 0
+        np.testing.assert_array_equal(value, expected)
+
+
+def test_zero_biases():
+    layer = fr.GRU(I, H, 2, rng=0)
+    fr.init.zero_biases(layer)
+    assert all(value.any() != name.startswith("bias") for name, value in layer.parameters.items())
+
+
+@pytest.mark.parametrize("initialise", [fr.init.glorot, fr.init.orthogonal])
+def test_initialisers_draw_from_what_they_are_given(initialise):
+    layers = [fr.LSTM(I, H, rng=0) for _ in range(4)]
+    for layer, rng in zip(layers, (None, None, 1, np.random.default_rng(1)), strict=True):
+        initialise(layer, rng)
+    one, two, three, four = (tuple(layer.parameters.values()) for layer in layers)
+    assert_same(one, two)
+    assert_same(three, four)
+    assert any((a != b).any() for a, b in zip(one, three, strict=True))
