@@ -1,0 +1,514 @@
+"""What the compiled backend promises beyond numbers: environment, threads, forks, signals, memory, NaN, sizes.
+
+Whatever changes a process runs in one of its own. Speed is not tested here: limits on time only tell an answer from
+none, and are several times what is promised.
+"""
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CELLS, DTYPES, Case, assert_close, assert_same, forward, problem, run
+
+import fusedrnn as fr
+
+HERE = Path(__file__).parent
+LINUX = sys.platform == "linux"
+
+# What every script below starts with: a long LSTM layer whose x takes no memory, and a short call to try things with.
+PRELUDE = """
+import os, signal, sys, threading, time
+import numpy as np
+import fusedrnn
+from fusedrnn import _core as core
+from cases import *
+
+def layer(T, B, I, H, training=False):
+    rng = np.random.default_rng(0)
+    shapes = ((4 * H, I), (4 * H, H), (4 * H,), (4 * H,))
+    weights = tuple(rng.uniform(-0.1, 0.1, shape).astype("float32") for shape in shapes)
+    x = np.broadcast_to(rng.standard_normal(I).astype("float32"), (T, B, I))
+    return core.forward("lstm", x, ((weights, None, None, False),), None, training)
+
+SHORT = problem(Case("lstm", T=20, B=16, I=32, H=64, lengths="any", directions="both"))
+
+def short():
+    return run(core, SHORT)
+"""
+
+
+def python(script, seconds=120, fails=False, prelude=PRELUDE, **environment):
+    """What the script prints in an interpreter of its own; what it says on its error output where it is to fail."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FUSEDRNN_")} | environment
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", prelude + script],
+        cwd=HERE,
+        env=env,
+        timeout=seconds,
+        capture_output=True,
+        text=True,
+    )
+    if fails:
+        assert found.returncode == 1, f"exit status {found.returncode}: {found.stdout}{found.stderr}"
+        return found.stderr
+    assert found.returncode == 0, f"exit status {found.returncode}: {found.stdout}{found.stderr}"
+    return found.stdout.strip()
+
+
+pytestmark = pytest.mark.usefixtures("core")
+
+
+# Environment ---------------------------------------------------------------------------------------------------------
+
+
+def test_isa_from_the_environment(core):
+    for name in core.available_isas():
+        assert python("print(core.isa())", FUSEDRNN_ISA=name) == name
+    assert python("print(core.isa())") == core.available_isas()[0]
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2 ", "neon" if platform.machine() != "aarch64" else "avx2"])
+def test_unknown_or_unsupported_isa(core, name):
+    """An error that names the variable and the value, by every way in; no fallback in silence."""
+    for use in (
+        "from fusedrnn import _core",
+        "import fusedrnn; fusedrnn.LSTM(2, 3)(__import__('numpy').ones((1, 1, 2), 'f'))",
+    ):
+        error = python(use, fails=True, prelude="", FUSEDRNN_ISA=name)
+        assert "FUSEDRNN_ISA" in error
+        assert name in error
+    before = core.isa()
+    with pytest.raises(ValueError, match=name):
+        core.set_isa(name)
+    assert core.isa() == before
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system does not list what its CPU can do")
+def test_the_build_has_what_the_cpu_has(core):
+    text = Path("/proc/cpuinfo").read_text()
+    flags = set(next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "").split())
+    expected = ["baseline"]
+    if {"avx2", "fma"} <= flags:
+        expected.insert(0, "avx2")
+        if {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= flags:
+            expected.insert(0, "avx512")
+    if "asimd" in flags:
+        expected.insert(0, "neon")
+    assert list(core.available_isas()) == expected
+
+
+def test_threads_from_the_environment():
+    assert python("print(core.get_num_threads())", FUSEDRNN_NUM_THREADS="3") == "3"
+    script = "print(len(os.sched_getaffinity(0)), core.get_num_threads(), core.available_cpus())"
+    if LINUX:
+        assert len(set(python(script).split())) == 1
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", "100000000000000000000"])
+def test_bad_number_of_threads(value):
+    error = python("from fusedrnn import _core", fails=True, prelude="", FUSEDRNN_NUM_THREADS=value)
+    assert "FUSEDRNN_NUM_THREADS" in error
+
+
+# Threads -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not LINUX, reason="CPU affinity and thread lists are read the Linux way")
+def test_affinity_is_respected():
+    """Held to one CPU, a process has one thread."""
+    pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    script = "short(); print(core.available_cpus(), core.get_num_threads(), len(os.listdir('/proc/self/task')))"
+    limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # threads that are not ours
+    assert python(script, prelude=pin + PRELUDE, **limits) == "1 1 1"
+
+
+@pytest.mark.skipif(not LINUX, reason="threads are counted the Linux way")
+def test_team_is_no_larger_than_asked_and_sleeps_when_idle():
+    out = python(
+        """
+def tasks(): return len(os.listdir("/proc/self/task"))
+before = tasks()
+core.set_num_threads(3)
+for _ in range(5): short(); layer(50, 64, 256, 256)
+core.set_num_threads(2)
+for _ in range(5): short(); layer(50, 64, 256, 256)
+assert tasks() <= before + 2, (before, tasks())
+start = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - start)
+"""
+    )
+    assert float(out) < 0.25, "the team spins while nothing is to do"
+
+
+def test_gil_is_released():
+    """A Python thread goes on while a long call runs."""
+    python(
+        """
+ticks, stop = [], threading.Event()
+def tick():
+    while not stop.wait(0.001): ticks.append(time.monotonic())
+threading.Thread(target=tick).start()
+try:
+    T, longest = 1000, 0
+    while longest < 0.5:
+        start = time.monotonic()
+        layer(T, 8, 512, 64)
+        end = time.monotonic()
+        longest, T = end - start, 2 * T
+finally:
+    stop.set()
+inside = [t for t in ticks if start + 0.1 * longest < t < end - 0.1 * longest]
+assert len(inside) > 10, f"{len(inside)} ticks during a call of {longest} s"
+"""
+    )
+
+
+def test_many_threads_while_their_number_changes():
+    python(
+        """
+from concurrent.futures import ThreadPoolExecutor
+want = short()
+def work(n):
+    core.set_num_threads(1 + n % 4)
+    assert_same(short(), want)
+with ThreadPoolExecutor(8) as pool:
+    list(pool.map(work, range(400)))
+"""
+    )
+
+
+# Forks ---------------------------------------------------------------------------------------------------------------
+
+FORK = """
+def child(function):
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(30)  # a child that hangs dies of it
+        try:
+            function()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+def join(pid):
+    status = os.waitpid(pid, 0)[1]
+    assert status == 0, f"child: {status}"
+
+core.set_num_threads(2)
+want = short()
+def same(): assert_same(short(), want)
+"""
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+
+
+@needs_fork
+def test_fork_with_a_team():
+    """Children, a grandchild, and the parent, all at once and one after the other, more than once."""
+    python(
+        FORK
+        + """
+for _ in range(5):
+    deep = lambda: (same(), join(child(same)), same())
+    children = [child(same), child(lambda: [same() for _ in range(20)]), child(deep)]
+    same()
+    for pid in children: join(pid)
+    same()
+"""
+    )
+
+
+@needs_fork
+def test_fork_while_a_call_runs():
+    """The child of a process whose team is at work has a team that is not."""
+    python(
+        FORK
+        + """
+stop = threading.Event()
+def busy():
+    while not stop.is_set(): layer(200, 32, 64, 256)
+threads = [threading.Thread(target=busy) for _ in range(2)]
+for t in threads: t.start()
+try:
+    for _ in range(10):
+        time.sleep(0.01)
+        pid = child(same)
+        same()
+        join(pid)
+finally:
+    stop.set()
+for t in threads: t.join()
+same()
+"""
+    )
+
+
+# Signals -------------------------------------------------------------------------------------------------------------
+
+INTERRUPT = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests were started
+core.set_num_threads(2)
+want = short()
+
+def interrupted(call, *arguments, after=0.15):
+    sent = []
+    def kick():
+        time.sleep(after)
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=kick).start()
+    try:
+        call(*arguments)
+    except KeyboardInterrupt:
+        answered = time.monotonic() - sent[0]
+    else:
+        raise SystemExit("the call ended before the signal came")
+    assert answered < 1, f"answered after {answered} s"
+    assert np.float32(1e-40) * np.float32(1) != 0, "the floating-point state was not restored"
+    for _ in range(3): assert_same(short(), want)
+    print(f"{answered:.3f}")
+"""
+
+CALLS = {
+    "many steps": "interrupted(layer, 100_000, 8, 4096, 64)",
+    "many steps for training": "interrupted(layer, 20_000, 8, 8192, 64, True)",
+    "wide steps": "interrupted(layer, 20, 8192, 4096, 512)",
+    "one sequence": "interrupted(layer, 200_000, 1, 64, 512)",
+    "backward": "interrupted(core.backward, layer(6_000, 8, 8192, 64, True)[3], None, np.ones((1, 8, 64), 'f'), None)",
+    "backward of wide steps": (
+        "interrupted(core.backward, layer(2, 8192, 4096, 512, True)[3], np.ones((2, 8192, 512), 'f'), None, None)"
+    ),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("call", CALLS)
+def test_interrupt(call):
+    """Ctrl-C in a long call is answered soon, and everything can be used afterwards."""
+    python(INTERRUPT + CALLS[call])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+def test_a_signal_that_is_handled_changes_nothing():
+    """A handler that returns is run during the call, which goes on to the right end."""
+    python(
+        """
+core.set_num_threads(2)
+want = layer(20_000, 8, 256, 64)[:3]
+seen = []
+signal.signal(signal.SIGALRM, lambda *_: seen.append(time.monotonic()))
+signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+found = layer(20_000, 8, 256, 64)[:3]
+signal.setitimer(signal.ITIMER_REAL, 0)
+assert seen
+for a, b in zip(found, want): assert np.array_equal(a, b)
+"""
+    )
+
+
+# Numbers -------------------------------------------------------------------------------------------------------------
+
+
+def denormals_work():
+    tiny = np.full(33, 1e-40, np.float32)
+    return bool((tiny * np.float32(1) == tiny).all()) and float(np.float32(1e-40) * np.float32(0.5)) != 0
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_floating_point_state_is_restored(cell, compiled):
+    """After every kind of call, in this thread and in another one."""
+    core = compiled.module
+    p = problem(Case(cell, T=20, B=16, I=32, H=64))
+
+    def calls():
+        found = []
+        tape = forward(core, p, training=True)[1]
+        found.append(denormals_work())
+        core.backward(tape, p.dy, p.dh_n, p.dc_n)
+        found.append(denormals_work())
+        forward(core, p)
+        found.append(denormals_work())
+        packed = core.pack(cell, *p.directions[0][0])
+        found.append(denormals_work())
+        core.stream((packed,), 16).step(p.x[0])
+        found.append(denormals_work())
+        core.tanh(p.x.ravel())
+        found.append(denormals_work())
+        return found
+
+    assert calls() == [True] * 6
+    other = []
+    thread = threading.Thread(target=lambda: other.extend(calls()))
+    thread.start()
+    thread.join()
+    assert other == [True] * 6
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_floating_point_errors_are_left(cell, compiled):
+    """Saturation and underflow inside a call are not reported to NumPy, neither then nor at its next operation."""
+    p = problem(Case(cell, T=5, B=3, I=4, H=33)).map(lambda a: a * a.dtype.type(1e15))
+    with np.errstate(all="raise"):
+        run(compiled.module, p)
+        assert np.float32(2) * np.float32(3) == 6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_in_one_sequence_stays_in_it(cell, dtype, target):
+    for T, B, H in ((6, 5, 19), (4, 16, 64), (30, 3, 7)):
+        for row in (0, B // 2, B - 1):
+            p = problem(Case(cell, dtype, T, B, 6, H, directions="both"))
+            whole = run(target.module, p)
+            p.x[2, row, 3] = np.nan
+            got = run(target.module, p)
+            assert np.isnan(got["y"][2:, row, :H]).all(), "forwards NaN stays from its step on"
+            assert np.isnan(got["y"][:3, row, H:]).all(), "backwards it stays down to time 0"
+            assert np.isfinite(got["y"][:2, row, :H]).all()
+            assert np.isfinite(got["y"][3:, row, H:]).all()
+            others = np.delete(np.arange(B), row)
+            states = ("y", "h_n", "x", *(("c_n",) if cell == "lstm" else ()))
+            pick = [{name: r[name].take(others, axis=1) for name in states} for r in (got, whole)]
+            pick[0] |= {name: got[name].take(others, axis=0) for name in ("0.h0", "1.h0")}
+            pick[1] |= {name: whole[name].take(others, axis=0) for name in ("0.h0", "1.h0")}
+            if target.isa is None:
+                assert_close(*pick, p)
+            else:
+                assert_same(*pick)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_denormal_weights(cell, compiled):
+    """Flushed to zero, they give what zero gives."""
+    p = problem(Case(cell, T=5, B=3, I=4, H=33))
+    (weights, h0, c0, reverse) = p.directions[0]
+    found = []
+    for scale in (np.float32(1e-40), np.float32(0)):
+        w = (weights[0], weights[1] * scale, *weights[2:])
+        found.append(target_outputs(compiled, p, (w, h0, c0, reverse)))
+    assert_same(*found)
+
+
+def target_outputs(compiled, p, direction):
+    y, h_n, c_n, _ = compiled.module.forward(p.cell, p.x, (direction,), p.lengths, False)
+    return {"y": y, "h_n": h_n, "c_n": c_n}
+
+
+# Memory and sizes ----------------------------------------------------------------------------------------------------
+
+FLAT = """
+import gc
+
+def memory():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGESIZE"), sys.getallocatedblocks()
+
+problems = [
+    problem(Case(cell, dtype, T=i % 6, B=1 + i % 5, I=1 + i % 11, H=1 + i % 37, lengths=lengths, directions=directions))
+    for i, (cell, dtype, lengths, directions) in enumerate(
+        (c, d, n, r) for c in CELLS for d in DTYPES for n in ("none", "zeros") for r in ("forward", "both")
+    )
+]
+
+def once(i):
+    p = problems[i % len(problems)]
+    run(core, p)
+    forward(core, p, training=True)  # a tape without its backward
+    packed = core.pack(p.cell, *p.directions[0][0])
+    stepper = core.stream((packed,), 1 + i % 3)
+    x_t = np.zeros((1 + i % 3, p.x.shape[2]), p.x.dtype)
+    stepper.step(x_t)
+    try: stepper.step(x_t[:, 1:])
+    except ValueError: pass
+    stepper.h, stepper.c
+
+def rounds(n):
+    for i in range(n): once(i)
+
+rounds(WARM)
+before = memory()
+rounds(CALLS)
+after = memory()
+assert after[0] - before[0] < 4 << 20, f"{after[0] - before[0]} bytes more"
+assert after[1] - before[1] < 200, f"{after[1] - before[1]} Python objects more"
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="memory is read the Linux way")
+@pytest.mark.parametrize("calls", [2000, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+def test_memory_is_flat(calls):
+    """Of five calls each, of many shapes: 10^5 in the slow run."""
+    python(FLAT.replace("WARM", "800").replace("CALLS)", f"{calls})"), seconds=3600)
+
+
+FUNCTIONS = (fr.rnn_forward, fr.gru_forward, fr.lstm_forward)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("training", [False, True])
+def test_sizes_that_cannot_be(function, training, target):
+    """Too large to be addressed: an error that says so, and at once. Too large to be had: MemoryError."""
+    G = {fr.rnn_forward: 1, fr.gru_forward: 3, fr.lstm_forward: 4}[function]
+    weights = np.zeros((G * 64, 1), np.float32), np.zeros((G * 64, 64), np.float32)
+    for T, B in ((1 << 40, 1 << 20), (1, 1 << 60), (1 << 60, 1)):
+        x = np.broadcast_to(np.float32(0), (T, B, 1))
+        start = time.monotonic()
+        with pytest.raises((ValueError, MemoryError), match="x: shape"):
+            function(x, *weights, training=training, backend=target.backend)
+        assert time.monotonic() - start < 1
+    if target.isa is not None:  # the reference allocates as it goes along
+        x = np.broadcast_to(np.float32(0), (1 << 40, 1, 1))  # y alone would have 2^48 bytes; an address has 47 bits
+        with pytest.raises(MemoryError):
+            function(x, *weights, training=training, backend=target.backend)
+    x = np.ones((2, 3, 1), np.float32)
+    assert np.isfinite(function(x, *weights, backend=target.backend)[0]).all()
+
+
+def test_streams_that_cannot_be(compiled):
+    packed = compiled.module.pack("gru", np.zeros((192, 1)), np.zeros((192, 64)), None, None)
+    for batch in (1 << 62, 1 << 60, 1 << 40):
+        with pytest.raises((ValueError, MemoryError, OverflowError)):
+            compiled.module.stream((packed,), batch)
+
+
+def available_memory():
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    except (ValueError, AttributeError, OSError):
+        return 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_more_than_2_to_31_elements(cell, compiled):
+    """Of gates and of bytes, in one step and over many: no count is an int."""
+    if available_memory() < 14 << 30:
+        pytest.skip("needs 14 GiB")
+    for T, B, H in ((1, (1 << 20) + 5, 512), (1 << 21, 1, 256)):
+        small = problem(Case(cell, T=1, B=1, I=1, H=H, states="zero"))
+        weights = small.directions[0][0]
+        one = np.broadcast_to(small.x, (T, 1, 1))
+        want = compiled.module.forward(cell, one, ((weights, None, None, False),), None, False)[:2]
+        x = np.broadcast_to(small.x, (T, B, 1))
+        y, h_n, _, _ = compiled.module.forward(cell, x, ((weights, None, None, False),), None, False)
+        for row in (0, B // 2, B - 1):
+            assert np.array_equal(y[:: max(T // 7, 1), row], want[0][:: max(T // 7, 1), 0])
+            assert np.array_equal(h_n[:, row], want[1][:, 0])
+        del y, h_n, want
+
+
+def test_sigint_handler_is_ours_no_longer():
+    """Importing and calling leaves Python's own signal handlers as they were."""
+    before = signal.getsignal(signal.SIGINT)
+    fr.lstm_forward(np.ones((2, 2, 2)), np.ones((8, 2)), np.ones((8, 2)))
+    assert signal.getsignal(signal.SIGINT) is before
