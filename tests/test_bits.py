@@ -14,7 +14,21 @@ import signal
 
 import numpy as np
 import pytest
-from cases import CELLS, DTYPES, PARAMETERS, Case, assert_same, forward, problem, run, run_functional
+from cases import (
+    CELLS,
+    DTYPES,
+    FUNCTIONS,
+    PARAMETERS,
+    Case,
+    assert_close,
+    assert_same,
+    forward,
+    problem,
+    run,
+    run_functional,
+)
+
+import fusedrnn as fr
 
 THREADS = (1, 2, 3, 4)
 BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
@@ -279,6 +293,42 @@ def test_public_functions(cell, dtype, compiled):
         assert_same(run_functional(compiled.backend, p, training=False), outputs)
 
 
+LAYERS = {
+    "rnn_tanh": (fr.RNN, {}),
+    "rnn_relu": (fr.RNN, {"nonlinearity": "relu"}),
+    "lstm": (fr.LSTM, {}),
+    "gru": (fr.GRU, {}),
+    "gru_reset_before": (fr.GRU, {"reset_after": False}),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_layers_frozen_layers_streams_and_functions(cell, dtype, compiled):
+    """Three layers: called, called for training, frozen, streamed, and as functions one after the other."""
+    kind, options = LAYERS[cell]
+    layer = kind(20, 33, num_layers=3, dtype=dtype, rng=0, backend=compiled.backend, **options)
+    x = np.random.default_rng(0).standard_normal((9, 4, 20)).astype(dtype)
+    y, state = layer(x)
+    states = state if cell == "lstm" else (state,)
+
+    for found, found_state in (layer.freeze()(x), layer.forward(x)[:2]):
+        assert np.array_equal(found, y)
+        assert np.array_equal(found_state, state)
+
+    stream = layer.freeze().stream(batch_size=4)
+    assert np.array_equal([stream.step(x_t) for x_t in x], y)
+    assert np.array_equal(stream.state, state)
+
+    h, (function, names) = x, FUNCTIONS[cell]
+    for n in range(3):
+        weights = [layer.parameters[f"{name}_l{n}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        h, *finals, _ = getattr(fr, f"{function}_forward")(h, *weights, backend=compiled.backend, **names)
+        for final, of_all in zip(finals, states, strict=True):
+            assert np.array_equal(final, of_all[n])
+    assert np.array_equal(h, y)
+
+
 # Machines ------------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +348,28 @@ def test_avx2_and_avx512(cell, dtype, core):
                 core.set_isa(name)
                 found.append(run(core, p))
             assert_same(*found)
+    finally:
+        core.set_isa(before)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_packed_under_another_instruction_set(cell, core):
+    """They stay good: panels of another width are not taken for one's own."""
+    names, before = core.available_isas(), core.isa()
+    p = problem(Case(cell, T=5, B=7, I=20, H=33, states="zero"))
+    weights = p.directions[0][0]
+    try:
+        for packing in names:
+            core.set_isa(packing)
+            packed = core.pack(cell, *weights)
+            want = core.forward(cell, p.x, ((packed, None, None, False),), None, False)[0]
+            for running in names:
+                core.set_isa(running)
+                got = core.forward(cell, p.x, ((packed, None, None, False),), None, False)[0]
+                assert_close({"y": got}, {"y": want}, p)
+                stepper = core.stream((packed,), 7)
+                core.set_isa(packing)
+                assert_close({"y": np.stack([stepper.step(x_t) for x_t in p.x])}, {"y": want}, p)
     finally:
         core.set_isa(before)
 
