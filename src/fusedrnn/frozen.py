@@ -86,7 +86,7 @@ class Frozen(Generic[State]):
         TypeError, ValueError
             An argument does not fit.
         """
-        return cast(tuple[Array, State], self._stack.infer(self._backend, self._layers, x, state, lengths))
+        return self._stack.infer(self._backend, self._layers, x, state, lengths)
 
     def stream(self, batch_size: int = 1) -> "Stream[State]":
         """Run the layer step by step.

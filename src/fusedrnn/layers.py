@@ -4,7 +4,7 @@ They compute outputs and gradients; they hold no gradients, no optimiser and no 
 """
 
 import warnings
-from typing import Any, Generic, NamedTuple, cast
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -97,7 +97,7 @@ class _Layer(Module, Generic[State]):
         TypeError, ValueError
             An argument, or a parameter that was replaced, does not fit.
         """
-        return cast(tuple[Array, State], self._stack.infer(self._runner(), self._by_layer(), x, state, lengths))
+        return self._stack.infer(self._runner(), self._by_layer(), x, state, lengths)
 
     def forward(
         self, x: npt.ArrayLike, state: Any = None, lengths: npt.ArrayLike | None = None

@@ -113,10 +113,12 @@ class Stack:
         y, h0, c0, valid, unbatched = self.enter(x, state, lengths)
         h, c = [], []
         for layer, directions in enumerate(layers):
-            y, h_n, c_n, _ = backend.forward(self.cell, y, self.begin(layer, directions, h0, c0), valid, False)
+            if state is not None:
+                directions = self.begin(layer, directions, h0, c0)
+            y, h_n, c_n, _ = backend.forward(self.cell, y, directions, valid, False)
             h.append(h_n)
             c.append(c_n)
-        if self.simple and not unbatched:
+        if self.simple and not unbatched:  # nothing to turn, nothing to join
             return y, (h_n, c_n) if self.two_states else h_n
         return self.outward(y, unbatched), self.join(h, c, unbatched)
 
