@@ -98,6 +98,7 @@ cdef enum:
     LEFT_DEPTH = 256        # rows of the tape that one block of dW sums: 64 KB of a panel, long enough to pay for dW's traffic
     LEFT_STRIP = 96         # gate units whose left operand is packed at once: 96 KB, 16 tiles reuse every panel
     DX_ROWS = 96            # rows of dx made at once: 16 tiles reuse every panel of W_ih
+    SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
 
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
@@ -531,10 +532,14 @@ cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, po
     cdef Py_ssize_t rows = max(p.rows, q.rows)
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
+    cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
+    cdef bint streams = span * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
-        origin = first // span * span                           # whole panels where the share allows
-    p.prefetch = rows >= FEW_ROWS and (last - first) * each * m.depth * lanes * l.tiles.itemsize > L2_SHARE
+    elif streams:
+        span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
+    origin = first // span * span                               # whole panels where the share allows
+    p.prefetch = streams and rows >= FEW_ROWS
     blocks = (last - origin + span - 1) // span
     for i in range(blocks):
         a = origin + (blocks - 1 - i if backwards else i) * span
@@ -544,7 +549,7 @@ cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, po
         p.last = b * each
         p.next = NULL
         if p.prefetch and i + 1 < blocks:
-            p.next = data + (a - span if backwards else b) * each * m.depth * lanes * l.tiles.itemsize
+            p.next = data + (a - span if backwards else b) * unit_bytes
         l.tiles.product(p)
         if q.rows:
             q.first = a * lanes
