@@ -469,12 +469,12 @@ def test_sizes_of_a_call(cell, training, backend):
     """x that takes no memory, and a result that no memory can hold: said before anything is allocated."""
     rows = GATES[cell] * H
     options = {"w_ih": zeros(rows, I), "w_hh": zeros(rows, H), "training": training, "backend": backend}
-    for x in (huge(2**55, 2, I), huge(2, 2**55, I), huge(2**30, 2**25, I)):
-        needed = ((x.shape[0] + 2) * x.shape[1] * (I + 8 * H) + 8 * (H + 64) * (I + H + 64)) * 8
+    for x in (huge(2**55, 2, I), huge(2, 2**55, I), huge(2**30, 2**25, I), zeros(2**58, 0, I), zeros(0, 2**58, I)):
+        needed = ((x.shape[0] + 2) * (x.shape[1] + 1) * (I + 8 * H) + 8 * (H + 64) * (I + H + 64)) * 8
         sentence = f"x: shape {x.shape} with hidden size 5 may need {needed} bytes, more than can be addressed ({MOST})"
         fails(ValueError, sentence, FORWARD[cell], x, **options)
     wide = {"w_ih": huge(rows, 2**55), "w_hh": zeros(rows, H), "training": training, "backend": backend}
-    needed = ((0 + 2) * B * (2**55 + 8 * H) + 8 * (H + 64) * (2**55 + H + 64)) * 8
+    needed = (2 * (B + 1) * (2**55 + 8 * H) + 8 * (H + 64) * (2**55 + H + 64)) * 8
     sentence = (
         f"x: shape (0, 4, {2**55}) with hidden size 5 may need {needed} bytes, more than can be addressed ({MOST})"
     )
@@ -485,12 +485,12 @@ def test_sizes_of_a_call(cell, training, backend):
 def test_sizes_of_layers(backend):
     own = fr.LSTM(I, H, bidirectional=True, dtype=F8, backend=backend)
     x = huge(2**54, 2, I)
-    needed = ((2**54 + 2) * 2 * (I + 16 * H) + 8 * (H + 64) * (I + H + 64)) * 8
+    needed = ((2**54 + 2) * 3 * (I + 16 * H) + 8 * (H + 64) * (I + H + 64)) * 8
     sentence = f"x: shape {x.shape} with hidden size 5 may need {needed} bytes, more than can be addressed ({MOST})"
     for call in calls(own):
         fails(ValueError, sentence, call, x)
     cell = fr.GRUCell(I, H, dtype=F8, backend=backend)
-    needed = (3 * 2**57 * (I + 8 * H) + 8 * (H + 64) * (I + H + 64)) * 8
+    needed = (3 * (2**57 + 1) * (I + 8 * H) + 8 * (H + 64) * (I + H + 64)) * 8
     sentence = (
         f"x: shape (1, {2**57}, 3) with hidden size 5 may need {needed} bytes, more than can be addressed ({MOST})"
     )

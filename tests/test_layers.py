@@ -232,6 +232,22 @@ def test_backward_takes_any_of_its_gradients(cell, backend):
         np.testing.assert_allclose(halves[0].x + halves[1].x, of_state.x, **CLOSE)
 
 
+@pytest.mark.parametrize(("steps", "batch"), [(0, 2), (3, 0), (0, 0)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_to_do(cell, steps, batch, backend):
+    layer = make(cell, 2, bidirectional=True, dropout=0.5, backend=backend)
+    x, state = np.empty((steps, batch, I)), random_state(cell, layer, np.random.default_rng(1), (batch,))
+    y, last = layer(x, state, [0] * batch)
+    assert y.shape == (steps, batch, 2 * H)
+    assert_same(last, state)
+    *_, tape = layer.forward(x, state)
+    g = layer.backward(tape, y, state)
+    assert g.x.shape == x.shape
+    if not steps:
+        assert_same(g.state, state)
+    assert not any(value.any() for value in g.parameters.values())
+
+
 def test_inference_keeps_no_tape(backend, monkeypatch):
     calls = spied(monkeypatch, backend)
     layer = make("LSTM", 2, bidirectional=True, backend=backend)

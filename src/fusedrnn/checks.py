@@ -86,11 +86,12 @@ def input_weight(value: npt.ArrayLike, gates: int, x: Array, dtype: np.dtype[Any
 def memory(x: Array, hidden_size: int, directions: int) -> None:
     """No array of a call on `x` (T, B, I) exceeds what memory can be addressed; called before anything is allocated.
 
-    Callers pass by calls that are far from it: ``(T * B + G * H) * (G * H + I) < FAR``.
+    Callers pass by calls that are far from it: ``((T + 1) * (B + 1) + G * H) * (G * H + I) < FAR``.
     """
     steps, batch, input_size = x.shape
-    # A bound on what any backend keeps: 8 vectors of H a direction and time step, and panels padded to 64 units.
-    sequences = (steps + 2) * batch * (input_size + 8 * directions * hidden_size)
+    # A bound on what any backend keeps: 8 vectors of H a direction and time step, and panels padded to 64 units. The
+    # ones and twos are for states, and for what is kept of each step of an empty batch or each sequence of no steps.
+    sequences = (steps + 2) * (batch + 1) * (input_size + 8 * directions * hidden_size)
     panels = 8 * (hidden_size + 64) * (input_size + hidden_size + 64)
     if (needed := (sequences + panels) * x.itemsize) > sys.maxsize:
         raise ValueError(

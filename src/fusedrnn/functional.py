@@ -91,7 +91,7 @@ def _forward(
         reverse = checks.flag("reverse", reverse)
     if training is not False:
         training = checks.flag("training", training)
-    if (steps * batch + rows) * (rows + input_size) >= checks.FAR:
+    if ((steps + 1) * (batch + 1) + rows) * (rows + input_size) >= checks.FAR:
         checks.memory(x, hidden_size, 1)
     direction = ((w_ih, w_hh, b_ih, b_hh), h0, c0, reverse)
     y, h_n, c_n, inner = runner.forward(cell, x, (direction,), lengths, training)

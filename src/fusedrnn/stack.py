@@ -51,7 +51,7 @@ class Stack:
         elif batch_first:
             x = x.swapaxes(0, 1)
         steps, batch, _ = x.shape
-        if (steps * batch + 8 * hidden_size) * (8 * hidden_size + input_size) >= checks.FAR:
+        if ((steps + 1) * (batch + 1) + 8 * hidden_size) * (8 * hidden_size + input_size) >= checks.FAR:
             checks.memory(x, hidden_size, self.directions)
         h0 = c0 = None
         if state is not None:
