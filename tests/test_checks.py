@@ -441,7 +441,7 @@ def test_streams(make, backend):
     fails(TypeError, "x_t: expected float64, got int64", step, [[1, 2, 3]] * B)
     fails(ValueError, "out: expected shape (4, 5), got (5, 4)", step, zeros(B, I), zeros(H, B))
     fails(TypeError, "out: expected float64, got float32", step, zeros(B, I), out=zeros(B, H, dtype=F4))
-    with pytest.raises(TypeError, match=r"^out: expected an (nd)?array.*, got list$"):
+    with pytest.raises(TypeError, match=r"^out: expected an .*array.*, got list$"):
         step(zeros(B, I), out=[])
     out = zeros(B, H)
     out.flags.writeable = False

@@ -91,7 +91,24 @@ class Stepper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One backend: its name, the dtypes it takes, the module, and its four functions bound once."""
+    """One backend: its name, the dtypes it takes, its module, and the four functions of the protocol.
+
+    T time steps, B batch, I input size, H hidden size, G gates, D directions. The cells are "rnn_tanh", "rnn_relu",
+    "lstm", "gru" and "gru_reset_before". Arrays are aligned, in native byte order and of one dtype, with any strides;
+    none of them is written to. Results are new arrays.
+
+    ``pack(cell, w_ih, w_hh, b_ih, b_hh)``
+        An immutable copy of one direction's weights, which threads may share.
+    ``forward(cell, x, directions, lengths, training)``
+        x (T, B, I); one or two directions, the second one reverse; lengths int64 (B,), contiguous, or None.
+        Returns y (T, B, D*H), contiguous and 0 past a sequence's length, h_n (D, B, H), c_n (D, B, H) or None unless
+        LSTM, and the tape, None unless training: any object, which may keep x, y and the weights by reference.
+    ``backward(tape, dy, dh_n, dc_n)``
+        Gradients of the results, shaped as these; None is zeros. Called once a tape, which it may overwrite.
+        Returns dx (T, B, I), summed over the directions, and the gradients of each direction.
+    ``stream(layers, batch_size)``
+        A stepper over packed layers, the lowest first; its `step` checks its own arguments.
+    """
 
     name: str
     dtypes: checks.Dtypes

@@ -111,9 +111,8 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
     given = _read("lengths", value, "integers")
-    if given.dtype.kind not in "iu" and (
-        given.size or isinstance(value, ndarray)
-    ):  # NumPy reads an empty list as float64
+    unread = not given.size and not isinstance(value, ndarray)  # an empty list, which NumPy reads as float64
+    if given.dtype.kind not in "iu" and not unread:
         raise TypeError(f"lengths: expected integers, got {given.dtype}")
     if given.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(given.shape)}")

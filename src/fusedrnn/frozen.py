@@ -3,8 +3,7 @@
 A frozen layer is immutable and may be shared between threads. A stream keeps a state: one thread at a time.
 """
 
-from collections.abc import Callable
-from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,13 @@ __all__ = ["Frozen", "Stream"]
 Pair: TypeAlias = tuple[Array, Array]
 State = TypeVar("State", Array, Pair)
 """h, or for an LSTM (h, c)."""
-Step: TypeAlias = Callable[..., Array]
+
+
+class Step(Protocol):
+    """The type of `Stream.step`."""
+
+    def __call__(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
+        """Run one time step."""
 
 
 class Frozen(Generic[State]):

@@ -141,7 +141,7 @@ def rnn_forward(
     w_ih : array_like, shape (H, I)
         Weights of the input.
     w_hh : array_like, shape (H, H)
-        Weights of the hidden state, gates in the same order.
+        Weights of the hidden state.
     b_ih, b_hh : array_like, shape (H,), optional
         Biases (two, as PyTorch has; their sum counts). None is zeros.
     h0 : array_like, shape (B, H), optional

@@ -170,13 +170,13 @@ class _Layer(Module, Generic[State]):
         tape = checks.tape(tape, Tape, self)
         checks.tape_maker(tape.maker, self)
         unbatched = len(tape.shape) == 2
-        batch = 1 if unbatched else tape.shape[0 if self.batch_first else 1]
+        batch = 1 if unbatched else tape.shape[0 if stack.batch_first else 1]
         if dy is not None:
             dy = stack.inward(checks.array("dy", dy, tape.shape, tape.dtype), unbatched)
         dh, dc = stack.split("dstate", ("dh_n", "dc_n"), dstate, batch, unbatched)
         runner, kept = tape.take()
         found = []
-        for layer in reversed(range(self.num_layers)):
+        for layer in reversed(range(stack.num_layers)):
             mask, inner = kept.pop()  # the tape's memory goes back layer by layer
             dx, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc))
             dy = dx if mask is None else self._drop(dx, mask)
@@ -216,7 +216,7 @@ class _Layer(Module, Generic[State]):
     def _by_layer(self) -> list[tuple[Direction, ...]]:
         """The directions of every layer, without initial states."""
         weights = iter(self._weights())
-        if self.bidirectional:
+        if self._stack.directions == 2:
             return [((w, None, None, False), (next(weights), None, None, True)) for w in weights]
         return [((w, None, None, False),) for w in weights]
 
