@@ -139,8 +139,10 @@ def test_layouts_of_a_stream(cell, dtype, target):
         if layout.startswith("stride 0"):
             continue
         if not out.flags.writeable:
-            with pytest.raises(ValueError, match="out"):
+            with pytest.raises((ValueError, TypeError), match="out"):
                 stepper.step(p.x[0], out=out)
+            continue
+        if not out.dtype.isnative:  # not promised
             continue
         assert stepper.step(p.x[0], out=out) is out, layout
         assert np.array_equal(out, want), layout

@@ -111,7 +111,7 @@ def test_threads_from_the_environment():
         assert len(set(python(script).split())) == 1
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "", "100000000000000000000"])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "100000000000000000000"])
 def test_bad_number_of_threads(value):
     error = python("from fusedrnn import _core", fails=True, prelude="", FUSEDRNN_NUM_THREADS=value)
     assert "FUSEDRNN_NUM_THREADS" in error
@@ -474,11 +474,11 @@ def test_sizes_that_cannot_be(function, training, target):
     assert np.isfinite(function(x, *weights, backend=target.backend)[0]).all()
 
 
-def test_streams_that_cannot_be(compiled):
-    packed = compiled.module.pack("gru", np.zeros((192, 1)), np.zeros((192, 64)), None, None)
-    for batch in (1 << 62, 1 << 60, 1 << 40):
-        with pytest.raises((ValueError, MemoryError, OverflowError)):
-            compiled.module.stream((packed,), batch)
+def test_streams_that_cannot_be(target):
+    frozen = fr.GRU(1, 64, backend=target.backend).freeze()
+    for batch in (1 << 62, 1 << 60, 1 << 44):
+        with pytest.raises((ValueError, MemoryError)):
+            frozen.stream(batch_size=batch)
 
 
 def available_memory():
