@@ -250,7 +250,7 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
     cdef np.ndarray wi = contiguous(w_ih), wh = contiguous(w_hh)
     cdef int s
     p.cell = cell
-    p.dtype = wi.dtype
+    p.dtype = numpy.dtype(numpy.float64 if wi.itemsize == 8 else numpy.float32)
     p.has_b_ih = b_ih is not None
     p.has_b_hh = b_hh is not None
     l.kind = CELL_NUMBER[cell]
@@ -456,7 +456,13 @@ cdef bint meet(Worker *k) noexcept nogil:
     return run.stop[k.epoch & 1]
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
+    if g.every == 1:                                            # a division costs as much as a small tile's row
+        return active
     return (active - g.first + g.every - 1) // g.every if active > g.first else 0
+
+cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:
+    """Where the rank's share of n begins; rank == size: where the last one ends."""
+    return 0 if rank == 0 else n if rank == size else n * rank // size
 
 cdef inline Py_ssize_t time_of(Direction *d, Py_ssize_t b, Py_ssize_t s) noexcept nogil:
     return d.length[b] - 1 - s if d.reverse else s
@@ -528,7 +534,7 @@ cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, po
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
     cdef Py_ssize_t span = last - first
-    cdef Py_ssize_t blocks, i, a, b, origin = first
+    cdef Py_ssize_t blocks = 1, i, a, b, origin = first
     cdef Py_ssize_t rows = max(p.rows, q.rows)
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
@@ -538,9 +544,10 @@ cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, po
         span = 1 if m.gated else PANEL
     elif streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
-    origin = first // span * span                               # whole panels where the share allows
+    if span < last - first:
+        origin = first // span * span                           # whole panels where the share allows
+        blocks = (last - origin + span - 1) // span
     p.prefetch = streams and rows >= FEW_ROWS
-    blocks = (last - origin + span - 1) // span
     for i in range(blocks):
         a = origin + (blocks - 1 - i if backwards else i) * span
         b = min(a + span, last)
@@ -589,7 +596,7 @@ cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end, Py_ssiz
     p.out = k.out
     p.rows = n
     p.prefetch = n >= FEW_ROWS
-    span = max(1, <Py_ssize_t>(SIGNAL_WORK / (n * l.inputs * l.tiles.lanes * each + 1)))
+    span = max(1, <Py_ssize_t>(SIGNAL_WORK / <double>(n * l.inputs * l.tiles.lanes * each + 1)))
     a = first
     while a < last and not k.run.interrupted:                   # in pieces, so that Ctrl-C is seen between them
         b = min(a + span, last)
@@ -627,7 +634,7 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
     cdef const tiles_t *tiles = l.tiles
     cdef Py_ssize_t size = tiles.itemsize
     cdef Py_ssize_t units = (l.H + tiles.lanes - 1) // tiles.lanes
-    cdef Py_ssize_t first = units * rank // run.width, last = units * (rank + 1) // run.width
+    cdef Py_ssize_t first = part(units, rank, run.width), last = part(units, rank + 1, run.width)
     cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
     cdef unsigned long epoch = 0
@@ -1301,7 +1308,7 @@ cdef class Stream:
     cdef object dtype
     cdef Py_ssize_t B, inputs, H
     cdef double work
-    cdef int threads
+    cdef int threads, type_number
     cdef bint busy
 
     def __init__(self, tuple layers, Py_ssize_t batch_size):
@@ -1345,6 +1352,7 @@ cdef class Stream:
         p = self.packed[len(self.packed) - 1]
         self.H = p.layer.H
         self.dtype = p.dtype
+        self.type_number = np.NPY_DOUBLE if p.layer.tiles.itemsize == 8 else np.NPY_FLOAT
         self.partition(THREADS)
 
     cdef int partition(self, int threads) except -1:
@@ -1402,11 +1410,11 @@ cdef class Stream:
         if not isinstance(x_t, np.ndarray):
             x_t = numpy.asarray(x_t)
         x = x_t
-        if x.descr is not self.dtype and x.dtype.newbyteorder("=") != self.dtype:
+        if np.PyArray_TYPE(x) != self.type_number:
             raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
         if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
             raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
-        if x.descr is not self.dtype or not np.PyArray_ISCARRAY_RO(x):
+        if not np.PyArray_ISCARRAY_RO(x):
             x = numpy.require(x, self.dtype, "CA")
         if out is None:
             y = numpy.empty((self.B, self.H), self.dtype)
@@ -1414,7 +1422,7 @@ cdef class Stream:
             if not isinstance(out, np.ndarray):
                 raise TypeError(f"out: expected an ndarray of {self.dtype}, got {type(out).__name__}")
             y = out
-            if y.descr is not self.dtype and y.dtype != self.dtype:
+            if np.PyArray_TYPE(y) != self.type_number:
                 raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
             if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")

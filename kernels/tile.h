@@ -163,8 +163,8 @@ static void N(rows_of_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_o
                              ptrdiff_t out_offset, ptrdiff_t columns, const char *next) {
     const REAL *const *a = (const REAL *const *)p->a;
     REAL *const *out = (REAL *const *)p->out;
-    const ptrdiff_t most = N(most_rows)[width], tiles = (p->rows + most - 1) / most;
-    const ptrdiff_t fewer = p->rows / tiles, longer = p->rows % tiles;
+    const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
+    const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
     for (ptrdiff_t t = 0; t < tiles; t++) {
         const ptrdiff_t rows = fewer + (t < longer);
         N(tile_fn) tile = N(tiles_by_shape)[0][width][rows];
@@ -195,9 +195,8 @@ static void N(rows_of_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_o
 static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth;
-    ptrdiff_t v = p->first;
+    ptrdiff_t v = p->first, panel = v ? v / p->width : 0, within = v - panel * p->width;
     while (v < p->last) {
-        const ptrdiff_t panel = v / p->width, within = v % p->width;
         const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
         const REAL *from = w + (panel * p->width * K + k0 * full + within) * LANES;
         const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + within * p->out_step;
@@ -209,6 +208,7 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
             const N(tile_fn) wide = p->width == 4 ? N(tile_1x4_two) : p->width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
             wide(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
             v += together * p->width;
+            panel += together;
             continue;
         }
         ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
@@ -216,6 +216,11 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         const char *next = !p->prefetch || width < full ? NULL : v + width < p->last ? (const char *)(from + g->w_panel) : after;
         N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES, next);
         v += width;
+        within += width;
+        if (within == p->width) {
+            panel++;
+            within = 0;
+        }
     }
 }
 
