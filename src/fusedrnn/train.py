@@ -748,6 +748,7 @@ def load_arrays(path: str | PathLike[str]) -> Arrays:
     Parameters
     ----------
     path : str or path-like
+        An .npz file without pickled objects.
 
     Returns
     -------
