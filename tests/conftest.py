@@ -56,7 +56,7 @@ def load_core() -> ModuleType:
     """The compiled module; a skip or, in CI, a failure where it was not built."""
     try:
         return importlib.import_module("fusedrnn._core")
-    except ImportError as error:
+    except ModuleNotFoundError as error:  # one that is there and broken is an error
         if os.environ.get("CI") == "true":
             pytest.fail(f"fusedrnn._core is not built: {error}", pytrace=False)
         pytest.skip(f"fusedrnn._core is not built: {error}")

@@ -30,17 +30,24 @@ from cases import (
 
 import fusedrnn as fr
 
-THREADS = (1, 2, 3, 4)
+THREADS = (1, 2, 3, 4, 7)
 BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
 
-# T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences; a batch to split.
-SIZES = ((7, 3, 5, 9), (5, 33, 17, 65), (90, 7, 12, 20), (4, 2, 40, 257), (3, 16, 33, 128))
+# T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences, in both directions and
+# ragged; a batch to split; a batch and a layer to split.
+SIZES = (
+    (7, 3, 5, 9, "any", "both"),
+    (5, 33, 17, 65, "none", "reverse"),
+    (90, 7, 12, 20, "zeros", "both"),
+    (4, 2, 40, 257, "none", "both"),
+    (6, 5, 7, 390, "any", "reverse"),
+    (3, 16, 33, 128, "any", "forward"),
+    (3, 24, 10, 300, "none", "forward"),
+)
 
 
 def cases(cell, dtype):
-    for (T, B, I, H), lengths, directions in zip(
-        SIZES, ("any", "none", "zeros", "none", "any"), ("both", "reverse", "both", "both", "forward"), strict=True
-    ):
+    for T, B, I, H, lengths, directions in SIZES:
         yield Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions)
 
 

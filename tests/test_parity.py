@@ -61,6 +61,9 @@ def optional(cell, dtype):
         yield Case(cell, dtype, 5, 4, 3, 9, b, s, n, d, next(mixes))
 
 
+# T, B, I, H past the blocks that long sums and many rows are worked off in.
+LARGE = ((2, 3, 1100, 7), (2, 2, 9, 600), (3, 9, 520, 140), (40, 33, 9, 12), (300, 5, 3, 17))
+
 SIZED = [case for dtype in DTYPES for cell in CELLS for case in sized(cell, dtype)]
 
 
@@ -88,6 +91,13 @@ def test_options(cell, dtype, target):
         except Exception as error:
             error.add_note(f"in {case}")
             raise
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_large_sizes(size, cell, dtype, target):
+    check(target, Case(cell, dtype, *size, lengths="any", directions="both"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
