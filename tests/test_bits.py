@@ -33,8 +33,8 @@ import fusedrnn as fr
 THREADS = (1, 2, 3, 4, 7)
 BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
 
-# T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences, in both directions and
-# ragged; a batch to split; a batch and a layer to split.
+# T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences, twice; a batch to
+# split; a batch and a layer to split.
 SIZES = (
     (7, 3, 5, 9, "any", "both"),
     (5, 33, 17, 65, "none", "reverse"),
