@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, freethreading_compatible=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, auto_pickle=False
 # distutils: language=c
 """THE TIME LOOP, one for every cell and both passes, and what stands around it: packing, the partition of work over
 the team, the parameter gradients, streams. Arguments come checked; this file refuses to judge them (streams excepted:
@@ -327,7 +327,9 @@ cdef class Plan:
         cdef np.ndarray by_length, given
         self.T = T
         self.B = B
-        self.memory = Memory((2 * B + 2 * T + 1) * sizeof(Py_ssize_t))
+        if B == 0:
+            T = 0                                               # nothing to plan, however many steps
+        self.memory = Memory((2 * <object>T + 2 * B + 1) * sizeof(Py_ssize_t))
         self.order = <Py_ssize_t *>self.memory.data
         self.length = self.order + B
         self.active = self.length + B

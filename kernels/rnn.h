@@ -24,7 +24,7 @@ RNN_FORWARD(rnn_relu_forward, N(max)(N(all)(0), a))
             }                                                                                                          \
     }
 RNN_BACKWARD(rnn_tanh_backward, dh * (1 - h * h))
-RNN_BACKWARD(rnn_relu_backward, (N(vec))((N(bits))dh & (N(bits))(h > 0)))
+RNN_BACKWARD(rnn_relu_backward, (N(vec))((N(bits))dh & ~(N(bits))(h <= 0))) /* a NaN lets its gradient pass */
 
 #undef RNN_FORWARD
 #undef RNN_BACKWARD

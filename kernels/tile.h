@@ -282,27 +282,20 @@ static void N(pack_rows)(const pack_t *p) {
     }
 }
 
-/* The left operand of dW in groups of 6 rows side by side, so that a tile reads one short line a k. */
+/* The left operand of dW in groups of 6 rows side by side, so that a tile reads one short line a k; column sums beside. */
 static void N(pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns, void *sum) {
-    for (ptrdiff_t m = 0; m < columns; m += 6) {
-        const ptrdiff_t n = columns - m < 6 ? columns - m : 6;
-        const REAL *from = (const REAL *)src + m;
-        REAL *to = (REAL *)dst + m * depth;
-        REAL total[6] = {0};
-        if (sum) memcpy(total, (REAL *)sum + m, (size_t)n * sizeof(REAL));
-        if (n == 6)
-            for (ptrdiff_t k = 0; k < depth; k++, from += ld, to += 6)
-                for (int i = 0; i < 6; i++) {
-                    to[i] = from[i];
-                    total[i] += from[i];
-                }
-        else
-            for (ptrdiff_t k = 0; k < depth; k++, from += ld, to += 6)
-                for (ptrdiff_t i = 0; i < 6; i++) {
-                    to[i] = i < n ? from[i] : 0;
-                    total[i] += to[i];
-                }
-        if (sum) memcpy((REAL *)sum + m, total, (size_t)n * sizeof(REAL));
+    const REAL *const from = (const REAL *)src;
+    for (ptrdiff_t m = 0; sum && m < columns; m += LANES) {
+        const ptrdiff_t n = columns - m;
+        N(vec) total = N(load_upto)((REAL *)sum + m, n);
+        for (ptrdiff_t k = 0; k < depth; k++) total += N(load_upto)(from + k * ld + m, n);
+        N(store_upto)((REAL *)sum + m, total, n);
+    }
+    for (ptrdiff_t k = 0; k < depth; k++) {
+        REAL *to = (REAL *)dst + k * 6;
+        ptrdiff_t m = 0;
+        for (; m + 6 <= columns; m += 6) memcpy(to + m * depth, from + k * ld + m, 6 * sizeof(REAL));
+        for (ptrdiff_t i = m; i < columns; i++) to[m * depth + i - m] = from[k * ld + i];
     }
 }
 
@@ -311,7 +304,6 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     for (int i = 0; i < 12; i++) sum[i] = N(all)((REAL)i);
     N(vec) a = N(all)((REAL).999), b = N(all)((REAL).001);
     for (ptrdiff_t k = 0; k < repeats; k++) {
-        __asm__ volatile("" ::: "memory");
 #pragma GCC unroll 12
         for (int i = 0; i < 12; i++) sum[i] = N(fma)(sum[i], a, b);
     }
