@@ -329,7 +329,7 @@ cdef class Plan:
         self.B = B
         if B == 0:
             T = 0                                               # nothing to plan, however many steps
-        self.memory = Memory((2 * <object>T + 2 * B + 1) * sizeof(Py_ssize_t))
+        self.memory = Memory((2 * (<object>T + B) + 1) * sizeof(Py_ssize_t))
         self.order = <Py_ssize_t *>self.memory.data
         self.length = self.order + B
         self.active = self.length + B
@@ -1285,6 +1285,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
         gb_hh = a
         h0 = numpy.empty((B, H), x.dtype)
         c0 = numpy.empty((B, H), x.dtype) if l.cell.states == 2 else None
+        frame.owners.append((gb_ih, gb_hh))                     # written to even where nobody asks for them
         gradients.append((gw_ih, gw_hh, gb_ih if packed.has_b_ih else None, gb_hh if packed.has_b_hh else None, h0, c0))
     frame.owners.append((grad_y, gradients))
     execute(frame)
@@ -1337,8 +1338,9 @@ cdef class Stream:
             d.active = plan.active
             d.offset = plan.offset
             d.x_i = p.layer.tiles.itemsize
+            # Python integers in Memory's argument: a size that overflows is refused there
+            memory = Memory(<object>batch_size * (2 + (p.layer.cell.states == 2)) * p.layer.stride * p.layer.tiles.itemsize)
             bytes = batch_size * p.layer.stride * p.layer.tiles.itemsize
-            memory = Memory((2 + (p.layer.cell.states == 2)) * bytes)
             d.h0 = memory.data
             d.y = d.h0 + bytes
             d.c0 = d.y + bytes
@@ -1573,5 +1575,12 @@ cdef int elementwise(np.ndarray a, np.ndarray out, bint is_tanh) except -1:
         team_run(1, run_elementwise, &e)
     return 0
 
-set_isa(os.environ.get("FUSEDRNN_ISA") or available_isas()[0])
-set_num_threads(int(os.environ.get("FUSEDRNN_NUM_THREADS") or min(cpu_count(), TEAM_MOST)))
+def from_environment(str name, default, choose):
+    """Apply an environment variable, naming it where its value does not fit."""
+    try:
+        choose(os.environ.get(name, default))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+from_environment("FUSEDRNN_ISA", available_isas()[0], set_isa)
+from_environment("FUSEDRNN_NUM_THREADS", min(cpu_count(), TEAM_MOST), lambda n: set_num_threads(int(n)))

@@ -6,13 +6,13 @@
  */
 #if BITS == 32
 #define LOG2E 0x1.715476p+0f
-#define LN2_HI 0x1.62e4p-1f         /* few bits, so that n * LN2_HI is exact without fused arithmetic too */
+#define LN2_HI 0x1.62e4p-1f /* few bits, so that n * LN2_HI is exact without fused arithmetic too */
 #define LN2_LO 0x1.7f7d1cp-20f
-#define ROUNDER 0x1.8p+23f          /* adding it leaves round(t) in the low bits of the significand */
+#define ROUNDER 0x1.8p+23f /* adding it leaves round(t) in the low bits of the significand */
 #define EXPONENT 23
 #define BIAS 127
-#define SIGMOID_LEFT 88.f           /* e^88 < largest float, and 1/(1 + e^88) is below the smallest normal one */
-#define SIGMOID_RIGHT 87.f          /* 2^n stays normal; 1 + e^-87 is 1 long before */
+#define SIGMOID_LEFT 88.f  /* e^88 < largest float, and 1/(1 + e^88) is below the smallest normal one */
+#define SIGMOID_RIGHT 87.f /* 2^n stays normal; 1 + e^-87 is 1 long before */
 #else
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HI 0x1.62e42feep-1
@@ -23,7 +23,7 @@
 #define SIGMOID_LEFT 709.
 #define SIGMOID_RIGHT 708.
 #endif
-#define TANH_FAR 40                 /* e^-40 is below half an ulp of 1 in both dtypes */
+#define TANH_FAR 40 /* e^-40 is below half an ulp of 1 in both dtypes */
 
 /* expm1(r) and 2^n of t; t within [-SIGMOID_RIGHT, SIGMOID_LEFT] or NaN. */
 INLINE N(vec) N(reduced_expm1)(N(vec) t, N(vec) *power) {

@@ -39,5 +39,4 @@
      .tanh = tanh_array_##TYPE,                                                                                        \
      .multiply_adds = multiply_adds_##TYPE}
 
-#define EXPORT_TABLES(ISA)                                                                                             \
-    const tiles_t fusedrnn_##ISA[2] = {TABLE(#ISA, f32, float), TABLE(#ISA, f64, double)};
+#define EXPORT_TABLES(ISA) const tiles_t fusedrnn_##ISA[2] = {TABLE(#ISA, f32, float), TABLE(#ISA, f64, double)};

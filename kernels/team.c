@@ -14,14 +14,14 @@ static const double SPIN_SECONDS = 100e-6;
 typedef struct {
     _Alignas(128) unsigned long ordered; /* written by the caller: the number of the job at hand */
     int asleep;
-    _Alignas(128) unsigned long done;    /* written by the worker: the number of the last job finished */
+    _Alignas(128) unsigned long done; /* written by the worker: the number of the last job finished */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } worker;
 
 static struct {
-    int busy;              /* 1 while some call holds the team */
-    int size;              /* workers that exist, the caller's rank 0 not counted */
+    int busy; /* 1 while some call holds the team */
+    int size; /* workers that exist, the caller's rank 0 not counted */
     team_fn fn;
     void *arg;
     worker at[TEAM_MOST];

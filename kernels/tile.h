@@ -22,7 +22,7 @@
 /* What stays the same over the tiles of one product. */
 typedef struct {
     ptrdiff_t a_step, a_segment, segments, depth;
-    ptrdiff_t w_step, w_panel;      /* from k to k+1 and from a panel to the next */
+    ptrdiff_t w_step, w_panel; /* from k to k+1 and from a panel to the next */
     ptrdiff_t out_panel, out_step;
     const REAL *init;
     int accumulate;
@@ -79,11 +79,13 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
                 N(store)(out[r] + out_offset + p * g->out_panel + v * g->out_step, sum[r][p * V + v]);
 }
 
-typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t, const char *);
+typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
+                           const char *);
 
 #define TILE(R, P, V, FETCH, NAME)                                                                                     \
-    static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, const REAL *w, \
-                                                  REAL *const *out, ptrdiff_t out_offset, const char *next) {         \
+    static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset,          \
+                                                  const REAL *w, REAL *const *out, ptrdiff_t out_offset,               \
+                                                  const char *next) {                                                  \
         N(tile)(R, P, V, FETCH, g, a, a_offset, w, out, out_offset, next);                                             \
     }
 #define TILES_OF(V)                                                                                                    \
@@ -205,7 +207,9 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         g->w_panel = full * LANES * K;
         if (p->rows == 1 && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
             (!p->columns || (v + together * p->width) * LANES <= p->columns)) {
-            const N(tile_fn) wide = p->width == 4 ? N(tile_1x4_two) : p->width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
+            const N(tile_fn) wide = p->width == 4   ? N(tile_1x4_two)
+                                    : p->width == 3 ? N(tile_1x3_two)
+                                                    : N(tile_1x2_four);
             wide(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
             v += together * p->width;
             panel += together;
@@ -213,8 +217,11 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         }
         ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
         if (p->rows > 1 && width == 4 && WIDEST < 4) width = WIDEST;
-        const char *next = !p->prefetch || width < full ? NULL : v + width < p->last ? (const char *)(from + g->w_panel) : after;
-        N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES, next);
+        const char *next = !p->prefetch || width < full ? NULL
+                           : v + width < p->last        ? (const char *)(from + g->w_panel)
+                                                        : after;
+        N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES,
+                         next);
         v += width;
         within += width;
         if (within == p->width) {
@@ -226,8 +233,14 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
 
 static void N(product)(const product_t *p) {
     if (p->rows <= 0) return;
-    N(walk) g = {.a_step = p->a_step, .a_segment = p->a_segment, .segments = p->segments, .depth = p->depth,
-                 .out_panel = p->out_panel, .out_step = p->out_step, .init = p->init, .accumulate = p->accumulate};
+    N(walk) g = {.a_step = p->a_step,
+                 .a_segment = p->a_segment,
+                 .segments = p->segments,
+                 .depth = p->depth,
+                 .out_panel = p->out_panel,
+                 .out_step = p->out_step,
+                 .init = p->init,
+                 .accumulate = p->accumulate};
     const ptrdiff_t K = p->segments * p->depth;
     if (K <= DEPTH) {
         N(block)(p, &g, 0, 0, p->next);

@@ -14,49 +14,49 @@
 
 #include <stddef.h>
 
-enum { PANEL = 4 };      /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
-enum { DEPTH = 512 };    /* K block of a product: a panel's block stays in L2 while the rows pass by */
+enum { PANEL = 4 };   /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
+enum { DEPTH = 512 }; /* K block of a product: a panel's block stays in L2 while the rows pass by */
 
 typedef enum { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, CELLS } cell_t;
 
 /* out[r][...] (+)= sum_k a[r][k] * w[k][...], one chain of fused multiply-adds in ascending k for every element. */
 typedef struct {
-    ptrdiff_t rows;            /* how many rows; 0 is allowed */
-    const void *const *a;      /* [rows] left operand; element k of segment s is a[r][s*a_segment + k*a_step] */
+    ptrdiff_t rows;       /* how many rows; 0 is allowed */
+    const void *const *a; /* [rows] left operand; element k of segment s is a[r][s*a_segment + k*a_step] */
     ptrdiff_t a_step;
     ptrdiff_t a_segment;
-    ptrdiff_t segments;        /* K = segments * depth */
+    ptrdiff_t segments; /* K = segments * depth */
     ptrdiff_t depth;
-    const void *w;             /* packed matrix, K rows */
-    ptrdiff_t width;           /* vectors in a full panel */
-    ptrdiff_t vectors;         /* vectors in the whole matrix: tells how wide the last panel is */
-    ptrdiff_t first, last;     /* compute vectors [first, last) */
-    void *const *out;          /* [rows] */
-    ptrdiff_t out_offset;      /* added to every out row */
-    ptrdiff_t out_panel;       /* from a panel to the next one, in an out row */
-    ptrdiff_t out_step;        /* from a vector to the next one within a panel */
-    ptrdiff_t columns;         /* linear only: valid columns of an unpadded out row; 0: rows are padded */
-    const void *init;          /* start from this row, laid out like an out row (offset included) ... */
-    int accumulate;            /* ... or from out itself (1), or from zero (0, init NULL) */
-    int prefetch;              /* the matrix does not fit L2: fetch the next panel while this one works, at last ... */
-    const void *next;          /* ... this one (NULL: none) */
+    const void *w;         /* packed matrix, K rows */
+    ptrdiff_t width;       /* vectors in a full panel */
+    ptrdiff_t vectors;     /* vectors in the whole matrix: tells how wide the last panel is */
+    ptrdiff_t first, last; /* compute vectors [first, last) */
+    void *const *out;      /* [rows] */
+    ptrdiff_t out_offset;  /* added to every out row */
+    ptrdiff_t out_panel;   /* from a panel to the next one, in an out row */
+    ptrdiff_t out_step;    /* from a vector to the next one within a panel */
+    ptrdiff_t columns;     /* linear only: valid columns of an unpadded out row; 0: rows are padded */
+    const void *init;      /* start from this row, laid out like an out row (offset included) ... */
+    int accumulate;        /* ... or from out itself (1), or from zero (0, init NULL) */
+    int prefetch;          /* the matrix does not fit L2: fetch the next panel while this one works, at last ... */
+    const void *next;      /* ... this one (NULL: none) */
 } product_t;
 
 /* Pointwise gate math for `rows` rows and units [first, last), first a multiple of L. Row pointers, unit 0.
  * Arrays marked padded may be touched up to the next multiple of L past H; the others not past H. */
 typedef struct {
     ptrdiff_t rows, first, last;
-    ptrdiff_t stride;               /* between the segments of a gate row */
-    int training;                   /* forward: leave the tape in the gate rows */
-    void *const *gates;             /* in/out, padded: pre-activations, then the tape, then their gradients */
-    const void *const *h_prev;      /* in */
-    void *const *h;                 /* forward out, backward in */
-    const void *const *c_prev;      /* in, padded, LSTM */
-    void *const *c;                 /* forward out, backward in, padded, LSTM */
-    const void *const *dy;          /* backward in; NULL: zeros */
-    void *const *dh;                /* backward in/out, padded: in, what later steps sent; out, the direct share of step t-1 */
-    void *const *dc;                /* backward in/out, padded, LSTM */
-    void *const *drh;               /* backward in, padded, GRU_RESET_BEFORE stage 1: gradient of r*h */
+    ptrdiff_t stride;          /* between the segments of a gate row */
+    int training;              /* forward: leave the tape in the gate rows */
+    void *const *gates;        /* in/out, padded: pre-activations, then the tape, then their gradients */
+    const void *const *h_prev; /* in */
+    void *const *h;            /* forward out, backward in */
+    const void *const *c_prev; /* in, padded, LSTM */
+    void *const *c;            /* forward out, backward in, padded, LSTM */
+    const void *const *dy;     /* backward in; NULL: zeros */
+    void *const *dh;  /* backward in/out, padded: in, what later steps sent; out, the direct share of step t-1 */
+    void *const *dc;  /* backward in/out, padded, LSTM */
+    void *const *drh; /* backward in, padded, GRU_RESET_BEFORE stage 1: gradient of r*h */
 } pointwise_t;
 
 typedef void (*pointwise_fn)(const pointwise_t *);
@@ -65,12 +65,12 @@ typedef void (*pointwise_fn)(const pointwise_t *);
 typedef struct {
     void *out;
     ptrdiff_t depth, width, vectors, first, last;
-    ptrdiff_t columns;              /* valid columns (units when gated); what lies past them becomes zero */
-    const void *w;                  /* transposed: column c of gate g at w + (gate[g]*columns + c)*ld, k contiguous */
+    ptrdiff_t columns; /* valid columns (units when gated); what lies past them becomes zero */
+    const void *w;     /* transposed: column c of gate g at w + (gate[g]*columns + c)*ld, k contiguous */
     ptrdiff_t ld;
-    const void *const *row;         /* by rows: row k at row[k], columns contiguous */
-    int gated;                      /* transposed: vector v of a panel is gate v */
-    int gate[4];                    /* which block of rows of w each gate is */
+    const void *const *row; /* by rows: row k at row[k], columns contiguous */
+    int gated;              /* transposed: vector v of a panel is gate v */
+    int gate[4];            /* which block of rows of w each gate is */
 } pack_t;
 
 typedef struct {
@@ -81,11 +81,12 @@ typedef struct {
     void (*pack_rows)(const pack_t *);
     /* dst[m/6][k][m%6] = src[k][m], m < columns, k < depth; sum[m] += src[k][m] in ascending k (NULL: no sums) */
     void (*pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns, void *sum);
-    pointwise_fn forward[CELLS][2];     /* [cell][stage], NULL past the cell's last stage */
+    pointwise_fn forward[CELLS][2]; /* [cell][stage], NULL past the cell's last stage */
     pointwise_fn backward[CELLS][2];
     void (*sigmoid)(const void *x, void *y, ptrdiff_t n);
     void (*tanh)(const void *x, void *y, ptrdiff_t n);
-    double (*multiply_adds)(ptrdiff_t repeats);   /* runs a register-only chain; returns the flops done: the peak's probe */
+    double (*multiply_adds)(
+        ptrdiff_t repeats); /* runs a register-only chain; returns the flops done: the peak's probe */
 } tiles_t;
 
 /* [0] float32, [1] float64; NULL where the build has no such instruction set. */

@@ -37,21 +37,33 @@ INLINE N(vec) N(all)(REAL x) { return x - (N(vec)){0}; }
 
 /* fma(a, b, c) = a*b + c rounded once; max and min give their second operand back when one is NaN. */
 #if defined(ISA_AVX512) && BITS == 32
-INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return (vec_f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
+    return (vec_f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vec_f32 load_part_f32(const float *p, ptrdiff_t n) {
     return (vec_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
-INLINE void store_part_f32(float *p, vec_f32 x, ptrdiff_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x); }
+INLINE void store_part_f32(float *p, vec_f32 x, ptrdiff_t n) {
+    _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)x);
+}
 #elif defined(ISA_AVX512)
-INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return (vec_f64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
+    return (vec_f64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm512_max_pd((__m512d)a, (__m512d)b); }
 INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm512_min_pd((__m512d)a, (__m512d)b); }
-INLINE vec_f64 load_part_f64(const double *p, ptrdiff_t n) { return (vec_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p); }
-INLINE void store_part_f64(double *p, vec_f64 x, ptrdiff_t n) { _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x); }
+INLINE vec_f64 load_part_f64(const double *p, ptrdiff_t n) {
+    return (vec_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
+}
+INLINE void store_part_f64(double *p, vec_f64 x, ptrdiff_t n) {
+    _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), (__m512d)x);
+}
 #elif defined(ISA_AVX2) && BITS == 32
-INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return (vec_f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
+    return (vec_f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm256_max_ps((__m256)a, (__m256)b); }
 INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE __m256i first_lanes_f32(ptrdiff_t n) {
@@ -60,21 +72,31 @@ INLINE __m256i first_lanes_f32(ptrdiff_t n) {
 INLINE vec_f32 load_part_f32(const float *p, ptrdiff_t n) { return (vec_f32)_mm256_maskload_ps(p, first_lanes_f32(n)); }
 INLINE void store_part_f32(float *p, vec_f32 x, ptrdiff_t n) { _mm256_maskstore_ps(p, first_lanes_f32(n), (__m256)x); }
 #elif defined(ISA_AVX2)
-INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return (vec_f64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
+    return (vec_f64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm256_max_pd((__m256d)a, (__m256d)b); }
 INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm256_min_pd((__m256d)a, (__m256d)b); }
 INLINE __m256i first_lanes_f64(ptrdiff_t n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
-INLINE vec_f64 load_part_f64(const double *p, ptrdiff_t n) { return (vec_f64)_mm256_maskload_pd(p, first_lanes_f64(n)); }
-INLINE void store_part_f64(double *p, vec_f64 x, ptrdiff_t n) { _mm256_maskstore_pd(p, first_lanes_f64(n), (__m256d)x); }
+INLINE vec_f64 load_part_f64(const double *p, ptrdiff_t n) {
+    return (vec_f64)_mm256_maskload_pd(p, first_lanes_f64(n));
+}
+INLINE void store_part_f64(double *p, vec_f64 x, ptrdiff_t n) {
+    _mm256_maskstore_pd(p, first_lanes_f64(n), (__m256d)x);
+}
 #else
 #if defined(ISA_NEON) && BITS == 32
-INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) { return (vec_f32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
+    return (vec_f32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
 INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #elif defined(ISA_NEON)
-INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) { return (vec_f64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
+    return (vec_f64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)vmaxq_f64((float64x2_t)a, (float64x2_t)b); }
 INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)vminq_f64((float64x2_t)a, (float64x2_t)b); }
 #else /* baseline: the language alone; a product and a sum, rounded twice */
@@ -98,8 +120,6 @@ INLINE void N(store_part)(REAL *p, N(vec) x, ptrdiff_t n) {
 /* Up to `n` elements (n >= 1), all of them when n >= L: the last vector of a row that is not padded. */
 INLINE N(vec) N(load_upto)(const REAL *p, ptrdiff_t n) { return n >= LANES ? N(load)(p) : N(load_part)(p, n); }
 INLINE void N(store_upto)(REAL *p, N(vec) x, ptrdiff_t n) {
-    if (n >= LANES)
-        N(store)(p, x);
-    else
-        N(store_part)(p, x, n);
+    if (n >= LANES) N(store)(p, x);
+    else N(store_part)(p, x, n);
 }
