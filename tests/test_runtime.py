@@ -21,6 +21,9 @@ import fusedrnn as fr
 
 HERE = Path(__file__).parent
 LINUX = sys.platform == "linux"
+SANITIZED = "libasan" in os.environ.get(
+    "LD_PRELOAD", ""
+)  # its allocator keeps what is freed, and dies of what is too large
 
 # What every script below starts with: a long LSTM layer whose x takes no memory, and a short call to try things with.
 PRELUDE = """
@@ -444,7 +447,7 @@ assert after[1] - before[1] < 200, f"{after[1] - before[1]} Python objects more"
 """
 
 
-@pytest.mark.skipif(not LINUX, reason="memory is read the Linux way")
+@pytest.mark.skipif(not LINUX or SANITIZED, reason="memory is read the Linux way, from the ordinary allocator")
 def test_memory_is_flat():
     """After 10^5 calls, of many shapes."""
     python(FLAT)
@@ -465,7 +468,7 @@ def test_sizes_that_cannot_be(function, training, target):
         with pytest.raises((ValueError, MemoryError), match="x: shape"):
             function(x, *weights, training=training, backend=target.backend)
         assert time.monotonic() - start < 1
-    if target.isa is not None:  # the reference allocates as it goes along
+    if target.isa is not None and not SANITIZED:  # the reference allocates as it goes along
         x = np.broadcast_to(np.float32(0), (1 << 40, 1, 1))  # y alone would have 2^48 bytes; an address has 47 bits
         with pytest.raises(MemoryError):
             function(x, *weights, training=training, backend=target.backend)
@@ -475,7 +478,7 @@ def test_sizes_that_cannot_be(function, training, target):
 
 def test_streams_that_cannot_be(target):
     frozen = fr.GRU(1, 64, backend=target.backend).freeze()
-    for batch in (1 << 62, 1 << 60, 1 << 44):
+    for batch in (1 << 62, 1 << 60, *(() if SANITIZED else (1 << 44,))):
         with pytest.raises((ValueError, MemoryError)):
             frozen.stream(batch_size=batch)
 
@@ -506,8 +509,7 @@ def test_more_than_2_to_31_elements(cell, compiled):
         del y, h_n, want
 
 
-def test_sigint_handler_is_ours_no_longer():
-    """Importing and calling leaves Python's own signal handlers as they were."""
+def test_signal_handlers_are_left_alone():
     before = signal.getsignal(signal.SIGINT)
     fr.lstm_forward(np.ones((2, 2, 2)), np.ones((8, 2)), np.ones((8, 2)))
     assert signal.getsignal(signal.SIGINT) is before
