@@ -28,6 +28,11 @@ class Target:
     isa: str | None
     module: Any = None
 
+    @property
+    def exact(self) -> bool:
+        """Whether its results are promised bit for bit; the reference leaves the order of its sums to BLAS."""
+        return self.backend != "reference"
+
     def __str__(self) -> str:
         return self.backend if self.isa is None else f"{self.backend}:{self.isa}"
 
