@@ -1,4 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False, auto_pickle=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: auto_pickle=False
 # distutils: language=c
 """THE TIME LOOP, one for every cell and both passes, and what stands around it: packing, the partition of work over
 the team, the parameter gradients, streams. Arguments come checked; this file refuses to judge them (streams excepted:
@@ -10,7 +11,6 @@ from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 cimport numpy as np
-from cpython.object cimport PyObject
 
 import os
 
@@ -24,18 +24,22 @@ from tiles cimport (
 
 np.import_array()
 
+
 cdef extern from "Python.h":
     int signals_pending "PyErr_CheckSignals"()      # leaves the exception set; raised once the loop has ended
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # What a cell is to the loop. A gate row has `segments` segments of H (padded): its pre-activations going in, the
 # tape after the forward pass, the gradients of the pre-activations after the backward pass.
+
 
 cdef struct Share:
     # A product within the cell: which gates (rows of W) and which segments of the gate row take part.
     int gates               # 0: no such product
     int gate[4]             # forward: which gate vector v of a panel is. backward: the first gate (its rows follow)
     int segment             # first segment written (forward) or read (backward)
+
 
 cdef struct Cell:
     int gates               # G, as PyTorch counts
@@ -55,6 +59,7 @@ cdef dict CELL_NUMBER = {
     "rnn_tanh": RNN_TANH, "rnn_relu": RNN_RELU, "lstm": LSTM, "gru": GRU, "gru_reset_before": GRU_RESET_BEFORE,
 }
 
+
 cdef Share share(gates, int segment):
     cdef Share s
     memset(&s, 0, sizeof(s))
@@ -63,6 +68,7 @@ cdef Share share(gates, int segment):
     for v, g in enumerate(gates):
         s.gate[v] = g
     return s
+
 
 cdef void describe(int kind, int segments, list stages, Share x, of_x, of_h, right):
     cdef Cell *c = &CELL[kind]
@@ -81,6 +87,7 @@ cdef void describe(int kind, int segments, list stages, Share x, of_x, of_h, rig
         c.of_h[g] = of_h[g]
         c.right[g] = right[g]
 
+
 # kind, segments, stages (h W_hh: gates -> segment, operand; dh: gates <- segment), x W_ih, segments of the gradients
 describe(RNN_TANH, 1, [([0], 0, -1, [0], 0)], share([0], 0), [0], [0], [-1])
 describe(RNN_RELU, 1, [([0], 0, -1, [0], 0)], share([0], 0), [0], [0], [-1])
@@ -90,16 +97,19 @@ describe(GRU, 4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], share([2, 0, 1], 0), [1, 2,
 describe(GRU_RESET_BEFORE, 4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)], share([2, 0, 1], 0),
          [1, 2, 0], [1, 2, 0], [-1, -1, 3])
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # Tunables, each with its reason.
 
+
 cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
-    LEFT_DEPTH = 256        # rows of the tape that one block of dW sums: 64 KB of a panel, long enough to pay for dW's traffic
+    LEFT_DEPTH = 256        # rows of the tape that one block of dW sums: 64 KB of a panel, worth dW's traffic
     LEFT_STRIP = 96         # gate units whose left operand is packed at once: 96 KB, 16 tiles reuse every panel
     DX_ROWS = 96            # rows of dx made at once: 16 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
+
 
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
@@ -109,8 +119,10 @@ cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at
 cdef double COST_BARRIER = 350, COST_WAKE = 2000
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # Memory
+
 
 @cython.final
 @cython.internal
@@ -128,14 +140,17 @@ cdef class Memory:
     def __dealloc__(self):
         free(self.data)
 
+
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
     """n rounded up to 64 bytes; an odd number of lines where rows would otherwise share their cache sets."""
     cdef Py_ssize_t lane = 64 // itemsize
     n = (n + lane - 1) // lane * lane
     return n + lane if n * itemsize % 1024 == 0 else n
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # Packed matrices
+
 
 cdef struct Matrix:
     char *data
@@ -150,6 +165,7 @@ cdef struct Matrix:
     const char *w           # the source, rows of ld elements
     Py_ssize_t ld
 
+
 cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lanes) noexcept:
     """Gate columns of W (G*H, K) transposed: gated panels, or linear ones of a single gate."""
     cdef Matrix m
@@ -163,6 +179,7 @@ cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lane
     memcpy(m.gate, s.gate, sizeof(m.gate))
     return m
 
+
 cdef Matrix backward_matrix(Share *s, Py_ssize_t H, Py_ssize_t N, Py_ssize_t lanes) noexcept:
     """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row."""
     cdef Matrix m
@@ -175,8 +192,10 @@ cdef Matrix backward_matrix(Share *s, Py_ssize_t H, Py_ssize_t N, Py_ssize_t lan
     memcpy(m.gate, s.gate, sizeof(m.gate))
     return m
 
+
 cdef inline Py_ssize_t matrix_bytes(Matrix *m, const tiles_t *tiles) noexcept nogil:
     return m.vectors * tiles.lanes * m.depth * tiles.itemsize
+
 
 cdef void pack_matrix(Matrix *m, const tiles_t *tiles, int rank, int size, const void **rows) noexcept nogil:
     """The rank's share of the vectors. `rows` has room for `depth` pointers where the matrix is packed by rows."""
@@ -205,6 +224,7 @@ cdef void pack_matrix(Matrix *m, const tiles_t *tiles, int rank, int size, const
         p.row = rows
         tiles.pack_rows(&p)
 
+
 cdef struct Layer:
     # One direction of one layer: its forward matrices and the bias row, `[segments][stride]`.
     Cell *cell
@@ -216,8 +236,10 @@ cdef struct Layer:
     Matrix h[2]
     char *bias
 
+
 cdef np.ndarray contiguous(w):
     return numpy.ascontiguousarray(w)
+
 
 @cython.final
 cdef class Packed:
@@ -240,8 +262,10 @@ cdef class Packed:
     def hidden_size(self):
         return self.layer.H
 
+
 cdef const tiles_t *tiles_for(object dtype) except NULL:
     return &ACTIVE[1 if dtype.itemsize == 8 else 0]
+
 
 cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
     """Lay a layer out and make its bias row; the matrices are packed by the team that needs them."""
@@ -283,6 +307,7 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
         add_bias(l, contiguous(b_hh), l.cell.of_h)
     return p
 
+
 cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:
     cdef Py_ssize_t g, u
     cdef char *row
@@ -295,11 +320,13 @@ cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:
             else:
                 (<float *>row)[u] += (<float *>data)[g * l.H + u]
 
+
 cdef void pack_layer(Layer *l, int rank, int size) noexcept nogil:
     cdef int s
     pack_matrix(&l.x, l.tiles, rank, size, NULL)
     for s in range(l.cell.stages):
         pack_matrix(&l.h[s], l.tiles, rank, size, NULL)
+
 
 def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
     """Pack a layer's weights once; see the backend protocol in fusedrnn.backends."""
@@ -309,8 +336,10 @@ def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
     p.sources = None
     return p
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # The order of a ragged batch: longest first, so that the sequences at work in a step are the first `active[s]`.
+
 
 @cython.final
 @cython.internal
@@ -353,8 +382,10 @@ cdef class Plan:
             self.offset[s + 1] = self.offset[s] + n
         self.rows = self.offset[self.steps]
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # A run: one call of the team over one or two directions.
+
 
 cdef struct Direction:
     Layer layer
@@ -387,6 +418,7 @@ cdef struct Direction:
     char *grad_b_ih
     char *grad_b_hh
 
+
 cdef struct Group:
     # Rows first, first + every, ... of the batch, all steps of one direction, shared by `width` threads.
     Direction *direction
@@ -394,6 +426,7 @@ cdef struct Group:
     char *gates                 # inference: the gate rows of a chunk
     barrier_line *lines
     int stop[2]                 # by parity of the epoch: agreed by the leader before a barrier, read after it
+
 
 cdef struct Run:
     int size, width, groups
@@ -409,6 +442,7 @@ cdef struct Run:
     int stop[2]                 # as a group's, for the whole team's barrier
     double checked              # when rank 0 last looked for signals
     double work                 # multiply-adds since it last looked at the clock
+
 
 cdef struct Worker:
     Run *run
@@ -429,6 +463,7 @@ cdef struct Worker:
     char *buffer                # staged x rows or packed left operands
     char *sums
 
+
 cdef void look_for_signals(Run *run) noexcept nogil:
     cdef double now = cpu_seconds()
     run.work = 0
@@ -439,12 +474,14 @@ cdef void look_for_signals(Run *run) noexcept nogil:
             run.interrupted = True
     run.checked = cpu_seconds()
 
+
 cdef inline void account(Worker *k, double multiply_adds) noexcept nogil:
     """Called beside every product: rank 0 looks for signals now and then."""
     if k.rank == 0:
         k.run.work += multiply_adds
         if k.run.work > SIGNAL_WORK:
             look_for_signals(k.run)
+
 
 cdef bint meet(Worker *k) noexcept nogil:
     """The whole team's barrier; True when all agree to stop. Rank 0 decides before, the others read after."""
@@ -457,21 +494,26 @@ cdef bint meet(Worker *k) noexcept nogil:
     team_barrier(run.lines, k.rank, run.size, k.epoch)
     return run.stop[k.epoch & 1]
 
+
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
     if g.every == 1:                                            # a division costs as much as a small tile's row
         return active
     return (active - g.first + g.every - 1) // g.every if active > g.first else 0
 
+
 cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:
     """Where the rank's share of n begins; rank == size: where the last one ends."""
     return 0 if rank == 0 else n if rank == size else n * rank // size
 
+
 cdef inline Py_ssize_t time_of(Direction *d, Py_ssize_t b, Py_ssize_t s) noexcept nogil:
     return d.length[b] - 1 - s if d.reverse else s
+
 
 cdef inline const char *x_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     cdef Py_ssize_t b = d.order[j]
     return d.x + time_of(d, b, s) * d.x_t + b * d.x_b
+
 
 cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     """h after step s of row j; h0 before the first."""
@@ -481,13 +523,16 @@ cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil
     b = d.order[j]
     return d.y + time_of(d, b, s) * d.y_t + b * d.y_b
 
+
 cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     if s < 0 or not d.training:
         return d.c0 + j * d.layer.stride * d.layer.tiles.itemsize
     return d.c + (d.offset[s] + j) * d.layer.stride * d.layer.tiles.itemsize
 
+
 cdef inline char *tape_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     return d.gates + (d.offset[s] + j) * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
+
 
 cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n) noexcept nogil:
     """x rows whose elements are not neighbours are copied, a chunk at a time."""
@@ -499,6 +544,7 @@ cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n
         for i in range(n):
             (<float *>to)[i] = (<const float *>(row + i * d.x_i))[0]
     return to
+
 
 cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
     """Aim a product at a packed matrix; a single segment of operand unless said otherwise."""
@@ -513,6 +559,7 @@ cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
     p.out_step = tiles.lanes
     p.out_panel = m.width * tiles.lanes
 
+
 cdef void into_gates(product_t *p, Matrix *m, Layer *l, int segment) noexcept nogil:
     """Results go into gate rows: gate v of a panel into segment `segment + v`."""
     p.out_offset = segment * l.stride
@@ -520,14 +567,17 @@ cdef void into_gates(product_t *p, Matrix *m, Layer *l, int segment) noexcept no
         p.out_step = l.stride
         p.out_panel = l.tiles.lanes
 
+
 cdef void from_gates(product_t *p, Layer *l, Share *s) noexcept nogil:
     """The left operand is `gates` segments of a gate row, the row pointers being those of the first segment."""
     p.segments = s.gates
     p.depth = l.H
     p.a_segment = l.stride
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
+
 
 cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
                 Py_ssize_t first, Py_ssize_t last, bint backwards) noexcept nogil:
@@ -568,7 +618,9 @@ cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, po
         if k.run.interrupted:
             return
 
-cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end, Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+
+cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end,
+                  Py_ssize_t first, Py_ssize_t last) noexcept nogil:
     """x W_ih + biases into the gate rows of steps [start, end): the recurrent tiles go on from there."""
     cdef Direction *d = g.direction
     cdef Layer *l = &d.layer
@@ -608,6 +660,7 @@ cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end, Py_ssiz
         account(k, <double>n * l.inputs * (b - a) * l.tiles.lanes * each)
         a = b
 
+
 cdef bint barrier(Worker *k, Group *g, int rank, unsigned long *epoch) noexcept nogil:
     """The group's barrier; True when all of it agree to stop."""
     cdef int width = k.run.width
@@ -619,8 +672,10 @@ cdef bint barrier(Worker *k, Group *g, int rank, unsigned long *epoch) noexcept 
     team_barrier(g.lines, rank, width, epoch[0])
     return g.stop[epoch[0] & 1]
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # THE TIME LOOP
+
 
 cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
     """All steps of a group, forwards or backwards; True when interrupted.
@@ -644,7 +699,6 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
     cdef bint back = run.backward
     cdef product_t p[2]
     cdef pointwise_t q
-    cdef Matrix *matrix
     memset(&q, 0, sizeof(q))
     q.stride = l.stride
     q.training = d.training
@@ -729,10 +783,13 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
         return k.run.interrupted if run.width == 1 else False
     return False
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # After the backward loop the gate rows hold the gradients of the pre-activations: three large products remain.
 
-cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m, Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
+
+cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
+                     Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
     """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize
@@ -769,6 +826,7 @@ cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m, Py_ssize_t
         n += 1
         j += 1
     l.tiles.pack_rows(&p)
+
 
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
@@ -838,6 +896,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             return
         row0 += depth
 
+
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
     """dx = gate gradients W_ih, a rank making its rows of the tape."""
     cdef Run *run = k.run
@@ -868,13 +927,15 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
         l.tiles.product(&p)
         account(k, <double>n * cell.gates * l.H * l.inputs)
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # What every rank runs
+
 
 cdef void work(void *arg, int rank) noexcept nogil:
     cdef Run *run = <Run *>arg
     cdef Worker k
-    cdef int i, s
+    cdef int i
     cdef bint packing = run.backward
     open_worker(&k, run, rank)
     for i in range(run.directions):
@@ -903,11 +964,13 @@ cdef void work(void *arg, int rank) noexcept nogil:
         if meet(&k):
             return
 
+
 cdef void pack_backward(Worker *k, Direction *d) noexcept nogil:
     cdef int s
     for s in range(d.layer.cell.stages):
         pack_matrix(&d.dh[s], d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
     pack_matrix(&d.dx, d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
+
 
 cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
     """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
@@ -918,6 +981,7 @@ cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
         if run.backward:
             n = max(n, run.direction[i].layer.cell.gates * run.direction[i].layer.H)
     return n
+
 
 cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
     cdef Py_ssize_t staged = 0, rows = max(CHUNK, LEFT_DEPTH), B = 0
@@ -931,6 +995,7 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
     if run.backward:
         staged = max(staged, LEFT_STRIP * LEFT_DEPTH * 8)
     return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
+
 
 cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     cdef Py_ssize_t B = 0
@@ -954,8 +1019,10 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     k.drh = k.dc + B
     k.buffer = <char *>((<size_t>(k.drh + B) + 63) // 64 * 64)
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # The partition: rows of the batch over `groups`, the units of a group over `width` threads
+
 
 cdef double step_cost(Layer *l, Py_ssize_t B, int groups, int width) noexcept:
     """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
@@ -965,11 +1032,11 @@ cdef double step_cost(Layer *l, Py_ssize_t B, int groups, int width) noexcept:
     cdef double weights = share * l.H * l.cell.gates * size
     cdef Py_ssize_t rows = (B + groups - 1) // groups
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
-    cdef double passes = 1 if rows <= 6 else (rows + 5) // 6 * 0.5
     cdef double arithmetic = rows * share * l.cell.gates * (l.H + l.inputs) * size / 4 / RATE_FMA
     cdef double pointwise = rows * share * l.cell.gates * size / 4 * .3
     cdef double stream = weights / rate
     return max(arithmetic, stream) + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+
 
 cdef void divide(Run *run, int wanted):
     """Fill size, width and groups per direction (kept in `groups`): the cheapest way to use up to `wanted` threads."""
@@ -996,6 +1063,7 @@ cdef void divide(Run *run, int wanted):
             run.width = width
             run.groups = groups * directions
             run.size = run.groups * width
+
 
 cdef class Frame:
     """Everything a run needs besides its directions; keeps their memory alive."""
@@ -1066,9 +1134,11 @@ cdef class Frame:
         run.work = 0
         team_run(run.size, work, run)
 
+
 cdef int raise_pending() except -1:
     """An exception is set already: look_for_signals left it there."""
     return -1
+
 
 cdef int execute(Frame frame) except -1:
     """Run a frame on as much of the team as can be had."""
@@ -1084,8 +1154,10 @@ cdef int execute(Frame frame) except -1:
         raise_pending()
     return 0
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # Forward and backward, as the backend protocol has them
+
 
 @cython.final
 cdef class Tape:
@@ -1100,6 +1172,7 @@ cdef class Tape:
     def __init__(self):
         raise TypeError("a tape is made by forward()")
 
+
 cdef int state_in(Layer *l, Py_ssize_t *order, Py_ssize_t B, object state, char *to) except -1:
     """A state (B, H), or zeros for None, into padded rows in plan order."""
     cdef Py_ssize_t j, size = l.tiles.itemsize
@@ -1112,10 +1185,12 @@ cdef int state_in(Layer *l, Py_ssize_t *order, Py_ssize_t B, object state, char 
         memcpy(to + j * l.stride * size, <char *>np.PyArray_DATA(a) + order[j] * l.H * size, l.H * size)
     return 0
 
+
 cdef inline void state_out(Layer *l, Py_ssize_t *order, Py_ssize_t B, char *rows, char *to) noexcept:
     cdef Py_ssize_t j, size = l.tiles.itemsize
     for j in range(B):
         memcpy(to + order[j] * l.H * size, rows + j * l.stride * size, l.H * size)
+
 
 def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     """One layer, one or two directions; see the backend protocol in fusedrnn.backends."""
@@ -1209,6 +1284,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     frame.memory = None
     return y, h_n, c_n, tape
 
+
 def backward(Tape tape, dy, dh_n, dc_n):
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
     cdef Frame frame = tape.frame
@@ -1299,8 +1375,10 @@ def backward(Tape tape, dy, dh_n, dc_n):
     frame.owners.clear()
     return dx, tuple(gradients)
 
+
 # ---------------------------------------------------------------------------------------------------------------
 # Streams: the same loop over a single step, with everything laid out beforehand
+
 
 @cython.final
 cdef class Stream:
@@ -1339,13 +1417,13 @@ cdef class Stream:
             d.offset = plan.offset
             d.x_i = p.layer.tiles.itemsize
             # Python integers in Memory's argument: a size that overflows is refused there
-            memory = Memory(<object>batch_size * (2 + (p.layer.cell.states == 2)) * p.layer.stride * p.layer.tiles.itemsize)
+            memory = Memory(<object>batch_size * p.layer.stride * p.layer.tiles.itemsize * (1 + p.layer.cell.states))
             bytes = batch_size * p.layer.stride * p.layer.tiles.itemsize
             d.h0 = memory.data
             d.y = d.h0 + bytes
             d.c0 = d.y + bytes
             d.x_b = d.y_b = p.layer.stride * p.layer.tiles.itemsize
-            memset(memory.data, 0, (2 + (p.layer.cell.states == 2)) * bytes)
+            memset(memory.data, 0, (1 + p.layer.cell.states) * bytes)
             self.work += <double>batch_size * p.layer.cell.gates * p.layer.H * (p.layer.H + p.layer.inputs)
             frame.owners.extend((plan, memory, p))
             self.frames.append(frame)
@@ -1486,15 +1564,18 @@ cdef class Stream:
             if d.layer.cell.states == 2:
                 state_in(&d.layer, d.order, self.B, None, d.c0)
 
+
 def stream(tuple layers, Py_ssize_t batch_size):
     """A stream over packed layers; see the backend protocol in fusedrnn.backends."""
     return Stream(layers, batch_size)
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # Which instruction set, how many threads
 
 cdef const tiles_t *ACTIVE = NULL
 cdef int THREADS = 1
+
 
 def available_isas():
     """Instruction sets that run on this CPU, best first."""
@@ -1505,9 +1586,11 @@ def available_isas():
         i += 1
     return tuple(found)
 
+
 def isa():
     """The instruction set in force for calls and for weights packed from now on."""
     return ACTIVE.isa.decode()
+
 
 def set_isa(str name):
     """Force an instruction set by name."""
@@ -1517,13 +1600,16 @@ def set_isa(str name):
         raise ValueError(f"isa: expected one of {', '.join(available_isas())}, got {name!r}")
     ACTIVE = found
 
+
 def available_cpus():
     """CPUs that this thread may run on."""
     return cpu_count()
 
+
 def get_num_threads():
     """Threads of one call, the caller's among them."""
     return THREADS
+
 
 def set_num_threads(n):
     """Set the threads of one call, 1 to 256."""
@@ -1532,9 +1618,11 @@ def set_num_threads(n):
         raise ValueError(f"n: expected 1 to {TEAM_MOST} threads, got {n}")
     THREADS = n
 
+
 def compiler():
     """The compiler that built this module."""
     return cpu_compiler().decode()
+
 
 def sigmoid(np.ndarray a):
     """The kernels' sigmoid of a contiguous 1-D array."""
@@ -1542,11 +1630,72 @@ def sigmoid(np.ndarray a):
     elementwise(a, out, False)
     return out
 
+
 def tanh(np.ndarray a):
     """The kernels' tanh of a contiguous 1-D array."""
     cdef np.ndarray out = numpy.empty_like(a)
     elementwise(a, out, True)
     return out
+
+
+cdef struct Probe:
+    const tiles_t *tiles
+    Py_ssize_t repeats
+    const char *data
+    Py_ssize_t bytes
+
+
+cdef void run_probe(void *arg, int rank) noexcept nogil:
+    cdef Probe *p = <Probe *>arg
+    cdef Py_ssize_t _
+    if p.bytes == 0:
+        p.tiles.multiply_adds(p.repeats)
+    else:
+        for _ in range(p.repeats):
+            p.tiles.read(p.data + rank * p.bytes, p.bytes // p.tiles.itemsize)
+
+
+cdef double probe(Probe *p, int threads):
+    """Seconds that `threads` threads take together; doubled in length until that is 20 ms."""
+    cdef int granted = team_acquire(threads)
+    cdef double began, taken = 0
+    try:
+        if granted < threads:
+            raise RuntimeError(f"threads: expected {threads} to be free, got {granted}")
+        with nogil:
+            p.repeats = 1
+            while taken < .02:
+                p.repeats *= 2
+                began = cpu_seconds()
+                team_run(threads, run_probe, p)
+                taken = cpu_seconds() - began
+    finally:
+        team_release(granted)
+    return taken
+
+
+def peak(dtype, int threads=1):
+    """Floating-point operations a second of multiply-adds that stay in registers, in the instruction set in force."""
+    cdef Probe p
+    memset(&p, 0, sizeof(p))
+    p.tiles = tiles_for(numpy.dtype(dtype))
+    cdef double taken = probe(&p, threads)
+    return p.tiles.multiply_adds(1) * p.repeats * threads / taken
+
+
+def bandwidth(Py_ssize_t size, int threads=1):
+    """Bytes a second of reading `size` bytes, each thread its own, over and over."""
+    cdef Probe p
+    memset(&p, 0, sizeof(p))
+    size = max(4096, size // 4096 * 4096)
+    cdef Memory memory = Memory(<object>size * threads)
+    memset(memory.data, 0, size * threads)
+    p.tiles = tiles_for(numpy.dtype(numpy.float32))
+    p.data = memory.data
+    p.bytes = size
+    cdef double taken = probe(&p, threads)
+    return <double>size * p.repeats * threads / taken
+
 
 cdef struct Elementwise:
     const tiles_t *tiles
@@ -1555,12 +1704,14 @@ cdef struct Elementwise:
     Py_ssize_t n
     bint is_tanh
 
+
 cdef void run_elementwise(void *arg, int rank) noexcept nogil:
     cdef Elementwise *e = <Elementwise *>arg
     if e.is_tanh:
         e.tiles.tanh(e.a, e.out, e.n)
     else:
         e.tiles.sigmoid(e.a, e.out, e.n)
+
 
 cdef int elementwise(np.ndarray a, np.ndarray out, bint is_tanh) except -1:
     cdef Elementwise e
@@ -1575,12 +1726,15 @@ cdef int elementwise(np.ndarray a, np.ndarray out, bint is_tanh) except -1:
         team_run(1, run_elementwise, &e)
     return 0
 
-def from_environment(str name, default, choose):
+
+cdef int from_environment(str name, default, choose) except -1:
     """Apply an environment variable, naming it where its value does not fit."""
     try:
         choose(os.environ.get(name, default))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+    return 0
+
 
 from_environment("FUSEDRNN_ISA", available_isas()[0], set_isa)
 from_environment("FUSEDRNN_NUM_THREADS", min(cpu_count(), TEAM_MOST), lambda n: set_num_threads(int(n)))

@@ -11,8 +11,7 @@
 #define ROUNDER 0x1.8p+23f /* adding it leaves round(t) in the low bits of the significand */
 #define EXPONENT 23
 #define BIAS 127
-#define SIGMOID_LEFT 88.f  /* e^88 < largest float, and 1/(1 + e^88) is below the smallest normal one */
-#define SIGMOID_RIGHT 87.f /* 2^n stays normal; 1 + e^-87 is 1 long before */
+#define FAR 88.f /* n = -127, whose 2^n has the bits of 0: e^-88 is below the smallest normal number */
 #else
 #define LOG2E 0x1.71547652b82fep+0
 #define LN2_HI 0x1.62e42feep-1
@@ -20,12 +19,11 @@
 #define ROUNDER 0x1.8p+52
 #define EXPONENT 52
 #define BIAS 1023
-#define SIGMOID_LEFT 709.
-#define SIGMOID_RIGHT 708.
+#define FAR 709. /* n = -1023, likewise */
 #endif
 #define TANH_FAR 40 /* e^-40 is below half an ulp of 1 in both dtypes */
 
-/* expm1(r) and 2^n of t; t within [-SIGMOID_RIGHT, SIGMOID_LEFT] or NaN. */
+/* expm1(r) and 2^n of t; t within [-FAR, 0] or NaN. */
 INLINE N(vec) N(reduced_expm1)(N(vec) t, N(vec) *power) {
     N(vec) shifted = N(fma)(t, N(all)(LOG2E), N(all)(ROUNDER));
     N(vec) n = shifted - ROUNDER;
@@ -54,21 +52,23 @@ INLINE N(vec) N(reduced_expm1)(N(vec) t, N(vec) *power) {
     return N(fma)(r * r, q, r);
 }
 
-/* sigmoid(x) = 1 / (1 + e^-x) */
+/* sigmoid(x), with e = e^-|x|: 1 / (1 + e) for x >= 0, s = e / (1 + e) for x < 0, and e - e*s far left, where e is
+ * known better than 1 + e is (2.1 ulp without). */
 INLINE N(vec) N(sigmoid)(N(vec) x) {
-    N(vec) power, t = N(max)(N(all)(-SIGMOID_RIGHT), N(min)(N(all)(SIGMOID_LEFT), -x));
-    N(vec) p = N(reduced_expm1)(t, &power);
-    return 1 / (1 + N(fma)(power, p, power));
+    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0), negative = (N(bits))((N(signed))x >> (BITS - 1));
+    N(vec) power, p = N(reduced_expm1)(N(max)(N(all)(-FAR), (N(vec))((N(bits))x | sign_bit)), &power);
+    const N(vec) e = power * (1 + p);
+    const N(vec) s = (N(vec))((negative & (N(bits))e) | (~negative & (N(bits))N(all)(1))) / N(fma)(power, p, 1 + power);
+    const N(bits) left = (N(bits))(x < (REAL)-1);
+    return (N(vec))((left & (N(bits))N(fma)(-e, s, e)) | (~left & (N(bits))s));
 }
 
-/* tanh(x) = sign(x) * m / (2 - m), m = -expm1(-2|x|): no cancellation near zero, exactly 1 far out, odd bit for bit */
+/* tanh(x) = sign(x) * m / (1 + e), e = e^(-2|x|), m = 1 - e = -expm1(-2|x|): no cancellation near zero, exactly 1 far
+ * out, odd bit for bit. m and 1 + e are each rounded once: as 2 - m the denominator would cost 0.5 ulp more. */
 INLINE N(vec) N(tanh)(N(vec) x) {
-    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0);
-    N(bits) sign = (N(bits))x & sign_bit;
-    N(vec) magnitude = (N(vec))((N(bits))x & ~sign_bit);
-    N(vec) power, p = N(reduced_expm1)(N(max)(N(all)(-TANH_FAR), -2 * magnitude), &power);
-    N(vec) m = N(fma)(-power, p, 1 - power);
-    return (N(vec))((N(bits))(m / (2 - m)) ^ sign);
+    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0), sign = (N(bits))x & sign_bit;
+    N(vec) power, p = N(reduced_expm1)(N(max)(N(all)(-TANH_FAR), 2 * (N(vec))((N(bits))x | sign_bit)), &power);
+    return (N(vec))((N(bits))(N(fma)(-power, p, 1 - power) / N(fma)(power, p, 1 + power)) ^ sign);
 }
 
 static void N(sigmoid_array)(const void *x, void *y, ptrdiff_t n) {
@@ -87,6 +87,5 @@ static void N(tanh_array)(const void *x, void *y, ptrdiff_t n) {
 #undef ROUNDER
 #undef EXPONENT
 #undef BIAS
-#undef SIGMOID_LEFT
-#undef SIGMOID_RIGHT
+#undef FAR
 #undef TANH_FAR

@@ -37,6 +37,7 @@
                   [GRU_RESET_BEFORE] = {gru_before_backward_0_##TYPE, gru_before_backward_1_##TYPE}},                  \
      .sigmoid = sigmoid_array_##TYPE,                                                                                  \
      .tanh = tanh_array_##TYPE,                                                                                        \
+     .read = read_##TYPE,                                                                                              \
      .multiply_adds = multiply_adds_##TYPE}
 
 #define EXPORT_TABLES(ISA) const tiles_t fusedrnn_##ISA[2] = {TABLE(#ISA, f32, float), TABLE(#ISA, f64, double)};

@@ -85,6 +85,7 @@ typedef struct {
     pointwise_fn backward[CELLS][2];
     void (*sigmoid)(const void *x, void *y, ptrdiff_t n);
     void (*tanh)(const void *x, void *y, ptrdiff_t n);
+    void (*read)(const void *from, ptrdiff_t n); /* reads n elements and nothing else: the bandwidth's probe */
     double (*multiply_adds)(
         ptrdiff_t repeats); /* runs a register-only chain; returns the flops done: the peak's probe */
 } tiles_t;

@@ -57,6 +57,7 @@ cdef extern from "tiles.h" nogil:
         pointwise_fn backward[5][2]
         void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
         void (*tanh)(const void *, void *, Py_ssize_t) noexcept nogil
+        void (*read)(const void *, Py_ssize_t) noexcept nogil
         double (*multiply_adds)(Py_ssize_t) noexcept nogil
 
 cdef extern from "team.h" nogil:

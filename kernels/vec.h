@@ -30,6 +30,7 @@
 typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL N(vec_any) __attribute__((vector_size(VECTOR_BYTES), aligned(BITS / 8), may_alias));
 typedef UINT N(bits) __attribute__((vector_size(VECTOR_BYTES)));
+typedef INT N(signed) __attribute__((vector_size(VECTOR_BYTES)));
 
 INLINE N(vec) N(load)(const REAL *p) { return *(const N(vec_any) *)p; }
 INLINE void N(store)(REAL *p, N(vec) x) { *(N(vec_any) *)p = x; }
