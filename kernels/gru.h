@@ -1,20 +1,20 @@
-/* GRU, pointwise forward and backward, in both forms. Gate row: [n r z q], so that the segments of W_ih (n r z) and
- * those of W_hh (r z q) are neighbours.
- *   gru               q = U_n h + c_n,  n = tanh(W_n x + b_n + r*q)                  (PyTorch's, "reset after")
- *   gru_reset_before  q = r*h,          n = tanh(W_n x + b_n + U_n q + c_n)          (Cho et al. 2014), two stages a step
- *   both              h' = (1 - z)*n + z*h
+/* GRU, pointwise forward and backward, in both forms; steps (G*) and (C*) of docs/math.md, those of the products
+ * excepted. Gate row: [n r z q], so that the segments of W (n r z) and those of U (r z q) are neighbours.
+ *   gru               q = U_n h_prev + v_n,  n = tanh(W_n x + b_n + r * q)       (PyTorch's, "reset after")
+ *   gru_reset_before  q = r * h_prev,        n = tanh(W_n x + b_n + U_n q + v_n)  (Cho et al. 2014), two stages a step
+ *   both              h = (1 - z) * n + z * h_prev
  */
 
 static void N(gru_forward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
-            const N(vec) r = N(sigmoid)(N(load)(gate + S));
-            const N(vec) z = N(sigmoid)(N(load)(gate + 2 * S));
-            const N(vec) n = N(tanh)(N(fma)(r, N(load)(gate + 3 * S), N(load)(gate)));
-            const N(vec) h = N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u);
-            N(store_upto)((REAL *)p->h[k] + u, N(fma)(z, h, (1 - z) * n), p->last - u);
+            REAL *gate = (REAL *)p->gates[j] + u;
+            const N(vec) r = N(sigmoid)(N(load)(gate + S));                            /* G3 */
+            const N(vec) z = N(sigmoid)(N(load)(gate + 2 * S));                        /* G4 */
+            const N(vec) n = N(tanh)(N(fma)(r, N(load)(gate + 3 * S), N(load)(gate))); /* G5 */
+            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+            N(store_upto)((REAL *)p->h[j] + u, N(fma)(z, h_prev, (1 - z) * n), p->last - u); /* G6 */
             if (p->training) {
                 N(store)(gate, n);
                 N(store)(gate + S, r);
@@ -25,73 +25,74 @@ static void N(gru_forward)(const pointwise_t *p) {
 
 static void N(gru_backward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
+            REAL *gate = (REAL *)p->gates[j] + u;
             const N(vec) n = N(load)(gate), r = N(load)(gate + S), z = N(load)(gate + 2 * S), q = N(load)(gate + 3 * S);
-            const N(vec) h = N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u);
-            N(vec) dh = N(load)((REAL *)p->dh[k] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[k] + u, p->last - u);
-            const N(vec) dn = dh * (1 - z) * (1 - n * n);
-            N(store)(gate, dn);
-            N(store)(gate + S, dn * q * (r * (1 - r)));
-            N(store)(gate + 2 * S, dh * (h - n) * (z * (1 - z)));
-            N(store)(gate + 3 * S, dn * r);
-            N(store)((REAL *)p->dh[k] + u, dh * z);
+            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
+            const N(vec) dp_n = dh * (1 - z) * (1 - n * n);                         /* G6' dn, G5' */
+            N(store)(gate, dp_n);
+            N(store)(gate + S, dp_n * q * (r * (1 - r)));              /* G5' dr, G3' */
+            N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z))); /* G6' dz, G4' */
+            N(store)(gate + 3 * S, dp_n * r);                          /* G5' dq */
+            N(store)((REAL *)p->dh[j] + u, dh * z);                    /* G6' dh_prev; G2' adds to it */
         }
 }
 
-/* Stage 0: r, z and q = r*h. */
+/* Stage 0, before the product (C5): r, z and q. */
 static void N(gru_before_forward_0)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
-            const N(vec) r = N(sigmoid)(N(load)(gate + S));
+            REAL *gate = (REAL *)p->gates[j] + u;
+            const N(vec) r = N(sigmoid)(N(load)(gate + S)); /* C3 */
             N(store)(gate + S, r);
-            N(store)(gate + 2 * S, N(sigmoid)(N(load)(gate + 2 * S)));
-            N(store)(gate + 3 * S, r * N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u));
+            N(store)(gate + 2 * S, N(sigmoid)(N(load)(gate + 2 * S)));                             /* C6 */
+            N(store)(gate + 3 * S, r * N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u)); /* C4 */
         }
 }
 
-/* Stage 1: n and h'. */
+/* Stage 1, after it: n and h. */
 static void N(gru_before_forward_1)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
-            const N(vec) n = N(tanh)(N(load)(gate)), z = N(load)(gate + 2 * S);
-            const N(vec) h = N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u);
-            N(store_upto)((REAL *)p->h[k] + u, N(fma)(z, h, (1 - z) * n), p->last - u);
+            REAL *gate = (REAL *)p->gates[j] + u;
+            const N(vec) n = N(tanh)(N(load)(gate)), z = N(load)(gate + 2 * S); /* C7 */
+            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+            N(store_upto)((REAL *)p->h[j] + u, N(fma)(z, h_prev, (1 - z) * n), p->last - u); /* C8 */
             N(store)(gate, n);
         }
 }
 
-/* Stage 0: dn, dz and the direct share of dh. */
+/* Stage 0, before the product (C5'): dp_n, dp_z and the direct share of dh_prev. */
 static void N(gru_before_backward_0)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
+            REAL *gate = (REAL *)p->gates[j] + u;
             const N(vec) n = N(load)(gate), z = N(load)(gate + 2 * S);
-            const N(vec) h = N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u);
-            N(vec) dh = N(load)((REAL *)p->dh[k] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[k] + u, p->last - u);
-            N(store)(gate, dh * (1 - z) * (1 - n * n));
-            N(store)(gate + 2 * S, dh * (h - n) * (z * (1 - z)));
-            N(store)((REAL *)p->dh[k] + u, dh * z);
+            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
+            N(store)(gate, dh * (1 - z) * (1 - n * n));                             /* C8' dn, C7' */
+            N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z)));              /* C8' dz, C6' */
+            N(store)((REAL *)p->dh[j] + u, dh * z);                                 /* C8' dh_prev */
         }
 }
 
-/* Stage 1: from dq = dn U_n, dr and the share of dh that came through r*h. */
+/* Stage 1, after it: from dq, dp_r and the share of dh_prev that came through q. */
 static void N(gru_before_backward_1)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t k = 0; k < p->rows; k++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[k] + u;
-            const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->drh[k] + u);
-            const N(vec) h = N(load_upto)((const REAL *)p->h_prev[k] + u, p->last - u);
-            N(store)(gate + S, dq * h * (r * (1 - r)));
-            N(store)((REAL *)p->dh[k] + u, N(fma)(dq, r, N(load)((REAL *)p->dh[k] + u)));
+            REAL *gate = (REAL *)p->gates[j] + u;
+            const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->drh[j] + u);
+            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+            N(store)(gate + S, dq * h_prev * (r * (1 - r))); /* C4' dr, C3' */
+            N(store)((REAL *)p->dh[j] + u,
+                     N(fma)(dq, r, N(load)((REAL *)p->dh[j] + u))); /* C4' dh_prev; C2' adds to it */
         }
 }

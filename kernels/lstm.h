@@ -1,19 +1,21 @@
 /* LSTM with forget gate (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000), pointwise forward and
- * backward. Gate row: [i f g o], pre-activations in, activations on the tape, gradients of the pre-activations at last.
+ * backward; steps (L*) of docs/math.md, those of the products excepted.
+ * Gate row: [i f g o], pre-activations in, activations on the tape, gradients of the pre-activations at last.
  */
 
 static void N(lstm_forward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t r = 0; r < p->rows; r++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[r] + u;
-            const N(vec) i = N(sigmoid)(N(load)(gate));
-            const N(vec) f = N(sigmoid)(N(load)(gate + S));
-            const N(vec) g = N(tanh)(N(load)(gate + 2 * S));
-            const N(vec) o = N(sigmoid)(N(load)(gate + 3 * S));
-            const N(vec) c = N(fma)(f, N(load)((const REAL *)p->c_prev[r] + u), i * g);
-            N(store)((REAL *)p->c[r] + u, c);
-            N(store_upto)((REAL *)p->h[r] + u, o * N(tanh)(c), p->last - u);
+            REAL *gate = (REAL *)p->gates[j] + u;
+            const N(vec) i = N(sigmoid)(N(load)(gate));                                 /* L3 */
+            const N(vec) f = N(sigmoid)(N(load)(gate + S));                             /* L4 */
+            const N(vec) g = N(tanh)(N(load)(gate + 2 * S));                            /* L5 */
+            const N(vec) o = N(sigmoid)(N(load)(gate + 3 * S));                         /* L6 */
+            const N(vec) c = N(fma)(f, N(load)((const REAL *)p->c_prev[j] + u), i * g); /* L7 */
+            N(store)((REAL *)p->c[j] + u, c);
+            const N(vec) k = N(tanh)(c);                            /* L8 */
+            N(store_upto)((REAL *)p->h[j] + u, o * k, p->last - u); /* L9 */
             if (p->training) {
                 N(store)(gate, i);
                 N(store)(gate + S, f);
@@ -25,20 +27,20 @@ static void N(lstm_forward)(const pointwise_t *p) {
 
 static void N(lstm_backward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t r = 0; r < p->rows; r++)
+    for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[r] + u;
+            REAL *gate = (REAL *)p->gates[j] + u;
             const N(vec) i = N(load)(gate), f = N(load)(gate + S), g = N(load)(gate + 2 * S), o = N(load)(gate + 3 * S);
-            const N(vec) c_prev = N(load)((const REAL *)p->c_prev[r] + u);
-            const N(vec) t = N(tanh)(N(load)((const REAL *)p->c[r] + u));
-            N(vec) dh = N(load)((REAL *)p->dh[r] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[r] + u, p->last - u);
-            const N(vec) dc = N(fma)(dh * o, 1 - t * t, N(load)((REAL *)p->dc[r] + u));
-            N(store)(gate, dc * g * (i * (1 - i)));
-            N(store)(gate + S, dc * c_prev * (f * (1 - f)));
-            N(store)(gate + 2 * S, dc * i * (1 - g * g));
-            N(store)(gate + 3 * S, dh * t * (o * (1 - o)));
-            N(store)((REAL *)p->dc[r] + u, dc * f);
-            N(store)((REAL *)p->dh[r] + u, N(all)(0));
+            const N(vec) c_prev = N(load)((const REAL *)p->c_prev[j] + u);
+            const N(vec) k = N(tanh)(N(load)((const REAL *)p->c[j] + u)); /* L8 */
+            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u);     /* T2 */
+            const N(vec) dc = N(fma)(dh * o, 1 - k * k, N(load)((REAL *)p->dc[j] + u)); /* L9' dk, L8' */
+            N(store)(gate, dc * g * (i * (1 - i)));                                     /* L7' di, L3' */
+            N(store)(gate + S, dc * c_prev * (f * (1 - f)));                            /* L7' df, L4' */
+            N(store)(gate + 2 * S, dc * i * (1 - g * g));                               /* L7' dg, L5' */
+            N(store)(gate + 3 * S, dh * k * (o * (1 - o)));                             /* L9' do, L6' */
+            N(store)((REAL *)p->dc[j] + u, dc * f);                                     /* L7' dc_prev */
+            N(store)((REAL *)p->dh[j] + u, N(all)(0));                                  /* L2' adds all of dh_prev */
         }
 }
