@@ -4,7 +4,11 @@
 #   make test       the test suite                 (make test ARGS="-m slow", make test ARGS=tests/test_gradients.py)
 #   make lint       every static check
 #   make sanitize   the test suite under AddressSanitizer and UBSan (Linux, gcc)
-#   make bench      the benchmarks                 (make bench ARGS="-k lstm")
+#   make tiles      the C kernels alone against scalar loops (make tiles CC=clang)
+#   make neon       the same for 64-bit ARM: cross-compiled by CROSS, run by EMULATOR, statically linked
+#                   (Debian: apt-get install gcc-aarch64-linux-gnu qemu-user)
+#   make bench      the benchmarks, results kept in .benchmarks (make bench ARGS="-k lstm")
+#   make bench-peers   the speed beside PyTorch, ONNX Runtime and JAX (ARGS="--memory --readme": into README.md)
 #   make docs       the documentation as HTML, in docs/_build
 #   make dist       sdist and wheel, in dist
 #   make clean      remove all that the above have made
@@ -16,9 +20,13 @@ ARGS ?=
 VENV := .venv
 SAN := .venv-sanitize
 BIN := $(VENV)/bin
+CROSS ?= aarch64-linux-gnu-gcc
+EMULATOR ?= qemu-aarch64
+TILES := tests/tiles_check.c kernels/cpu.c $(wildcard kernels/isa/*.c)
+TILES_FLAGS := -O3 -std=gnu11 -ffp-contract=off -Wall -Wextra -Werror -Ikernels
 BUILD_INPUTS := pyproject.toml setup.py $(shell find kernels -type f)
 
-.PHONY: run test lint sanitize bench docs dist clean
+.PHONY: run test lint sanitize tiles neon bench bench-peers docs dist clean
 .NOTPARALLEL:
 .SECONDEXPANSION:
 
@@ -45,8 +53,23 @@ sanitize: $(SAN)/.package $(SAN)/.group-test
 	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(SAN)/bin/python -m pytest --capture=sys $(ARGS)
 
+# Compiled anew each time: seconds, and no list of headers to keep.
+tiles:
+	mkdir -p build
+	$(CC) $(TILES_FLAGS) $(TILES) -lm -o build/tiles_check
+	build/tiles_check
+
+neon:
+	mkdir -p build
+	$(CROSS) $(TILES_FLAGS) -static $(TILES) -lm -o build/tiles_check_neon
+	$(EMULATOR) build/tiles_check_neon
+
 bench: $(VENV)/.package $(VENV)/.group-bench
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/python -m pytest benchmarks --quiet --benchmark-autosave --benchmark-max-time=0.25 --benchmark-sort=name \
+		--benchmark-columns=min,median,iqr,rounds $(ARGS)
+
+bench-peers: $(VENV)/.package $(VENV)/.group-peers
+	$(BIN)/python benchmarks/peers.py $(ARGS)
 
 docs: $(VENV)/.package $(VENV)/.group-docs
 	$(BIN)/python -m sphinx --fail-on-warning docs docs/_build $(ARGS)
@@ -79,6 +102,6 @@ $(SAN)/.package: $(BUILD_INPUTS) $(shell find src -name '*.py*') | $(SAN)/.pip
 	CC=gcc FUSEDRNN_BUILD=sanitize $(SAN)/bin/python -m pip install --quiet .
 	touch $@
 
-$(addprefix $(VENV)/.group-,run test lint bench docs) $(SAN)/.group-test: pyproject.toml | $$(@D)/.pip
+$(addprefix $(VENV)/.group-,run test lint bench peers docs) $(SAN)/.group-test: pyproject.toml | $$(@D)/.pip
 	$(@D)/bin/python -m pip install --quiet --group $(patsubst .group-%,%,$(@F))
 	touch $@
