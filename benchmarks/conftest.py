@@ -5,6 +5,7 @@ Nothing here fails for being slow. The commit and the CPU are recorded by pytest
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -71,10 +72,25 @@ class Timer:
 
     def peak(self, dtype: str) -> float:
         """Floating-point operations a second that all threads reach with multiply-adds in registers."""
-        return _core.peak(dtype, _core.get_num_threads()) if self.enabled else float("nan")
+        return self.probe(_core.peak, dtype)
+
+    def bandwidth(self, size: int) -> float:
+        """Bytes a second at which all threads read, each `size` bytes of its own."""
+        return self.probe(_core.bandwidth, size)
+
+    def probe(self, measure: Callable[[Any, int], float], argument: Any) -> float:
+        """The machine with all threads; NaN where other processes keep them from their CPUs."""
+        for _ in range(3 if self.enabled else 0):
+            try:
+                return measure(argument, _core.get_num_threads())
+            except RuntimeError:  # not all threads are free
+                time.sleep(0.1)
+        return float("nan")
 
     def note(self, **figures: Any) -> None:
+        """Keep what could be measured."""
         if self.enabled:
+            figures = {name: value for name, value in figures.items() if not math.isnan(value)}
             self.benchmark.extra_info.update(figures)
             self.figures.update(figures)
 

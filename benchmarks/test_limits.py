@@ -35,11 +35,11 @@ def test_fraction_of_bandwidth(timer: Timer, cell):
     x W_ih is one product over many steps, which bandwidth does not limit: `fraction_of_roofline` adds its multiply-adds
     at the peak to the time of the streaming, `fraction_of_bandwidth` leaves them out.
     """
-    job, threads = Work(cell, 1, 100, 256, 256), _core.get_num_threads()
+    job = Work(cell, 1, 100, 256, 256)
     seconds = timer(job, work.inference(job), work.inference(job, "reference"), job.flops())
     if timer.enabled:
         weights = job.weights["weight_hh_l0"].nbytes
-        bandwidth = _core.bandwidth(weights // threads, threads)
+        bandwidth = timer.bandwidth(weights // _core.get_num_threads())
         streaming = job.T * weights / bandwidth
         projection = 2 * job.T * GATES[cell] * job.H * job.I / timer.peak(job.dtype)
         timer.note(
