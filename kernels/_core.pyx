@@ -17,7 +17,7 @@ import os
 import numpy
 
 from tiles cimport (
-    GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
+    CELLS, GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
     barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_seconds, cpu_tiles, pack_t, pointwise_fn, pointwise_t,
     product_t, team_acquire, team_barrier, team_release, team_run, tiles_t,
 )
@@ -37,7 +37,7 @@ cdef extern from "Python.h":
 cdef struct Share:
     # A product within the cell: which gates (rows of W) and which segments of the gate row take part.
     int gates               # 0: no such product
-    int gate[4]             # forward: which gate vector v of a panel is. backward: the first gate (its rows follow)
+    int gate[4]             # forward: which gate vector v of a panel is. backward: whose rows of W come in turn
     int segment             # first segment written (forward) or read (backward)
 
 
@@ -54,7 +54,7 @@ cdef struct Cell:
     int of_h[4]             # ... and as W_hh sees it
     int right[4]            # right operand of dW_hh of gate g: -1 is h_prev, otherwise a segment
 
-cdef Cell[5] CELL
+cdef Cell[CELLS] CELL
 cdef dict CELL_NUMBER = {
     "rnn_tanh": RNN_TANH, "rnn_relu": RNN_RELU, "lstm": LSTM, "gru": GRU, "gru_reset_before": GRU_RESET_BEFORE,
 }
@@ -112,11 +112,12 @@ cdef enum:
 
 
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
+cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter.
-cdef double COST_BARRIER = 350, COST_WAKE = 2000
+cdef double COST_BARRIER = 350, COST_CALL = 2000
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 
 
@@ -430,6 +431,7 @@ cdef struct Group:
 
 cdef struct Run:
     int size, width, groups
+    double patience             # seconds worth waiting for the team: half of what it would save
     bint backward
     int directions
     Direction direction[2]
@@ -461,13 +463,12 @@ cdef struct Worker:
     void **dc
     void **drh
     char *buffer                # staged x rows or packed left operands
-    char *sums
 
 
 cdef void look_for_signals(Run *run) noexcept nogil:
     cdef double now = cpu_seconds()
     run.work = 0
-    if now - run.checked < SIGNAL_SECONDS:
+    if run.interrupted or now - run.checked < SIGNAL_SECONDS:
         return
     with gil:
         if signals_pending():
@@ -650,7 +651,7 @@ cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end,
     p.out = k.out
     p.rows = n
     p.prefetch = n >= FEW_ROWS
-    span = max(1, <Py_ssize_t>(SIGNAL_WORK / <double>(n * l.inputs * l.tiles.lanes * each + 1)))
+    span = max(1, <Py_ssize_t>(SIGNAL_WORK / (<double>n * l.inputs * l.tiles.lanes * each + 1)))
     a = first
     while a < last and not k.run.interrupted:                   # in pieces, so that Ctrl-C is seen between them
         b = min(a + span, last)
@@ -788,6 +789,18 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
 # After the backward loop the gate rows hold the gradients of the pre-activations: three large products remain.
 
 
+cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
+    """The step that a row of the tape belongs to."""
+    cdef Py_ssize_t low = 0, high = d.steps, middle
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        if d.offset[middle] <= row:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
                      Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
     """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
@@ -807,8 +820,7 @@ cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
     p.row = <const void **>k.a
     if p.first == p.last:
         return
-    while d.offset[s + 1] <= row0:                              # the step that holds row0
-        s += 1
+    s = step_of(d, row0)
     j = row0 - d.offset[s]
     for i in range(row0, row_end):
         while i >= d.offset[s + 1]:
@@ -861,6 +873,8 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
         if meet(k):
             return
         for strip in range(total * k.rank // run.size, total * (k.rank + 1) // run.size):
+            if run.interrupted:
+                break
             g = strip // strips
             u0 = H * (strip - g * strips) // strips
             u1 = H * (strip - g * strips + 1) // strips
@@ -913,6 +927,8 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     p.columns = l.inputs
     p.accumulate = accumulate
     p.prefetch = 1
+    if row < end:
+        s = step_of(d, row)
     while row < end and not run.interrupted:
         n = 0
         while row < end and n < DX_ROWS:
@@ -1024,18 +1040,17 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
 # The partition: rows of the batch over `groups`, the units of a group over `width` threads
 
 
-cdef double step_cost(Layer *l, Py_ssize_t B, int groups, int width) noexcept:
+cdef double step_cost(Direction *d, int groups, int width) noexcept:
     """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
+    cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
-    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
-    cdef double share = <double>((units + width - 1) // width) * l.tiles.lanes
-    cdef double weights = share * l.H * l.cell.gates * size
-    cdef Py_ssize_t rows = (B + groups - 1) // groups
+    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
+    cdef double columns = <double>((units + width - 1) // width) * l.tiles.lanes * l.cell.gates
+    cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
-    cdef double arithmetic = rows * share * l.cell.gates * (l.H + l.inputs) * size / 4 / RATE_FMA
-    cdef double pointwise = rows * share * l.cell.gates * size / 4 * .3
-    cdef double stream = weights / rate
-    return max(arithmetic, stream) + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+    cdef double arithmetic = rows * columns * (l.H + l.inputs) * size / 4 / RATE_FMA
+    cdef double pointwise = rows * columns * size / 4 * .3
+    return max(arithmetic, weights / rate) + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
 
 
 cdef void divide(Run *run, int wanted):
@@ -1045,26 +1060,28 @@ cdef void divide(Run *run, int wanted):
     cdef int directions = run.directions
     cdef int each = max(1, wanted // directions), width, groups
     cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
-    cdef double cost, best = d.steps * step_cost(l, d.B, 1, 1) * directions
-    if run.backward:
-        best *= 3
+    cdef double scale = 3 if run.backward else 1, cost
+    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = alone
     run.size = run.width = 1
     run.groups = directions
+    run.patience = 0
     if wanted <= 1 or d.B == 0:
         return
-    cdef double scale = 3 if run.backward else 1
     for width in range(1, each + 1):
         groups = each // width
         if width > units or groups > d.B or groups * width * directions <= 1:
             continue
-        cost = COST_WAKE + scale * d.steps * step_cost(l, d.B, groups, width)
+        cost = COST_CALL + scale * d.steps * step_cost(d, groups, width)
         if cost < best:
             best = cost
+            run.patience = min(.5e-9 * (alone - best), PATIENCE)
             run.width = width
             run.groups = groups * directions
             run.size = run.groups * width
 
 
+@cython.final
+@cython.internal
 cdef class Frame:
     """Everything a run needs besides its directions; keeps their memory alive."""
     cdef Run run
@@ -1082,6 +1099,10 @@ cdef class Frame:
         cdef Group *g
         cdef int i, per
         cdef Py_ssize_t size, chunk, at
+        for i in range(run.directions):                         # Python integers: these do not overflow
+            d = &run.direction[i]
+            if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH, d.B) * d.layer.inputs > 2**56:
+                raise MemoryError("x: a step of it is more than this machine can address")
         divide(run, wanted)
         per = run.groups // run.directions
         run.scratch_bytes = (worker_bytes(run) + 127) // 128 * 128
@@ -1142,7 +1163,9 @@ cdef int raise_pending() except -1:
 
 cdef int execute(Frame frame) except -1:
     """Run a frame on as much of the team as can be had."""
-    cdef int granted = team_acquire(THREADS)
+    cdef int granted
+    divide(&frame.run, THREADS)
+    granted = team_acquire(frame.run.size, frame.run.patience)
     try:
         frame.open(granted)
         with nogil:
@@ -1211,6 +1234,8 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     for w, _, _, _ in directions:
         if isinstance(w, Packed):
             packed = w
+            if training or packed.cell != cell:
+                raise TypeError(f"weights: expected plain {cell} arrays, got {packed.cell} weights packed for inference")
         else:
             packed = prepare(cell, w[0], w[1], w[2], w[3])
             weights.append((w[0], w[1]))
@@ -1287,7 +1312,10 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
 
 def backward(Tape tape, dy, dh_n, dc_n):
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
+    if tape.frame is None:
+        raise RuntimeError("tape: expected one backward pass, got a second")
     cdef Frame frame = tape.frame
+    tape.frame = None                                           # its memory is overwritten and then let go
     cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
     cdef np.ndarray x = tape.x
@@ -1389,7 +1417,11 @@ cdef class Stream:
     cdef object dtype
     cdef Py_ssize_t B, inputs, H
     cdef double work
-    cdef int threads, type_number
+    cdef int asked          # set_num_threads when the work was divided ...
+    cdef int wanted         # ... threads worth calling then ...
+    cdef int threads        # ... and those that the frames are laid out for
+    cdef double patience
+    cdef int type_number
     cdef bint busy
 
     def __init__(self, tuple layers, Py_ssize_t batch_size):
@@ -1399,6 +1431,8 @@ cdef class Stream:
         cdef Plan plan = Plan(1, batch_size, None)
         cdef Memory memory
         cdef Py_ssize_t bytes
+        if not layers:
+            raise ValueError("layers: expected one or more, got none")
         self.packed = list(layers)
         self.frames = []
         self.states = []
@@ -1435,12 +1469,21 @@ cdef class Stream:
         self.H = p.layer.H
         self.dtype = p.dtype
         self.type_number = np.NPY_DOUBLE if p.layer.tiles.itemsize == 8 else np.NPY_FLOAT
+        self.asked = THREADS
         self.partition(THREADS)
 
     cdef int partition(self, int threads) except -1:
         cdef Frame frame
+        self.threads = 0                                        # until all is laid out: memory may run short
         for frame in self.frames:
             frame.open(threads)
+        if threads == self.asked:
+            self.wanted = 1
+            self.patience = 0
+            for frame in self.frames:
+                self.wanted = max(self.wanted, frame.run.size)
+                self.patience += frame.run.patience
+            threads = self.wanted
         self.threads = threads
         return 0
 
@@ -1449,15 +1492,13 @@ cdef class Stream:
         cdef Frame frame, before = None
         cdef Direction *d
         cdef char *h
-        cdef int granted = 1, wanted = 1
-        if self.threads != THREADS:
+        cdef int granted
+        if self.asked != THREADS:
+            self.asked = THREADS
             self.partition(THREADS)
-        for frame in self.frames:
-            wanted = max(wanted, frame.run.size)
-        if wanted > 1:
-            granted = team_acquire(wanted)
+        granted = team_acquire(self.wanted, self.patience)
         try:
-            if granted < wanted:
+            if granted != self.threads:
                 self.partition(granted)
             for frame in self.frames:
                 d = &frame.run.direction[0]
@@ -1487,8 +1528,6 @@ cdef class Stream:
         cdef Frame frame
         cdef Direction *d
         cdef Py_ssize_t b, size
-        if self.busy:
-            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
         if not isinstance(x_t, np.ndarray):
             x_t = numpy.asarray(x_t)
         x = x_t
@@ -1510,6 +1549,8 @@ cdef class Stream:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
             if not np.PyArray_ISWRITEABLE(y):
                 raise ValueError("out: expected a writable array, got a read-only one")
+        if self.busy:
+            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
         self.busy = True
         try:
             self.advance(<char *>np.PyArray_DATA(x))
@@ -1657,7 +1698,7 @@ cdef void run_probe(void *arg, int rank) noexcept nogil:
 
 cdef double probe(Probe *p, int threads):
     """Seconds that `threads` threads take together; doubled in length until that is 20 ms."""
-    cdef int granted = team_acquire(threads)
+    cdef int granted = team_acquire(threads, 1)
     cdef double began, taken = 0
     try:
         if granted < threads:

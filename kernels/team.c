@@ -10,43 +10,77 @@
 /* A worker that has just worked expects more: it spins this long before it sleeps, the time in which a Python caller
  * comes back. Sleeping and waking costs some 50 microseconds, a spin answers in one. */
 static const double SPIN_SECONDS = 100e-6;
+/* Longer than it takes to wake up on a free CPU. */
+static const double WAKE_SECONDS = 200e-6;
+/* Longer than a worker that spins needs to answer. */
+static const double LATE_SECONDS = 10e-6;
+
+/* A worker's life: IDLE, then CALLED by the caller, then PRESENT by its own hand (or IDLE again: the caller went without
+ * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go. */
+enum { IDLE, CALLED, PRESENT, GO };
 
 typedef struct {
-    _Alignas(128) unsigned long ordered; /* written by the caller: the number of the job at hand */
+    _Alignas(128) int state;
     int asleep;
-    _Alignas(128) unsigned long done; /* written by the worker: the number of the last job finished */
+    int rank;
+    double signalled; /* when the caller woke it up; 0 while it is awake or nobody has called (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } worker;
 
 static struct {
     int busy; /* 1 while some call holds the team */
-    int size; /* workers that exist, the caller's rank 0 not counted */
+    int size; /* workers that exist: at[1] to at[size] */
     team_fn fn;
     void *arg;
+    double crowded_until;    /* somebody else's processes want the CPUs: calls run alone until then ... */
+    double penalty;          /* ... and this long after the next time that a worker is kept from its CPU */
+    worker *crew[TEAM_MOST]; /* those that answered the last call: rank r is crew[r] */
     worker at[TEAM_MOST];
 } team;
 
+static int state_of(const worker *w) { return __atomic_load_n(&w->state, __ATOMIC_ACQUIRE); }
+
+static void set_state(worker *w, int state) { __atomic_store_n(&w->state, state, __ATOMIC_SEQ_CST); }
+
+static int change_state(worker *w, int from, int to) {
+    return __atomic_compare_exchange_n(&w->state, &from, to, 0, __ATOMIC_SEQ_CST, __ATOMIC_ACQUIRE);
+}
+
+/* One more poll of a spin: the first are bare (on some CPUs one pause takes 140 cycles), then polite, and past about
+ * 20 microseconds the CPU is given away: there may be more threads than CPUs. */
+static void spin(unsigned polls) {
+    if (polls > 1000) sched_yield();
+    else if (polls > 300) cpu_relax();
+}
+
 static void *work(void *arg) {
-    const int rank = (int)(size_t)arg;
-    worker *me = &team.at[rank];
+    worker *me = arg;
     fp_flush_denormals();
-    for (unsigned long job = 1;; job++) {
+    for (;;) {
         double since = 0;
-        for (unsigned spins = 0; __atomic_load_n(&me->ordered, __ATOMIC_ACQUIRE) < job; spins++) {
+        for (unsigned polls = 0; state_of(me) != CALLED; polls++) {
             cpu_relax();
-            if (spins % 64) continue;
+            if (polls % 64) continue;
             const double now = cpu_seconds();
             if (since == 0) since = now;
             if (now - since < SPIN_SECONDS) continue;
             pthread_mutex_lock(&me->lock);
             __atomic_store_n(&me->asleep, 1, __ATOMIC_SEQ_CST);
-            while (__atomic_load_n(&me->ordered, __ATOMIC_SEQ_CST) < job) pthread_cond_wait(&me->wake, &me->lock);
+            if (state_of(me) != CALLED) pthread_cond_wait(&me->wake, &me->lock);
             __atomic_store_n(&me->asleep, 0, __ATOMIC_SEQ_CST);
+            me->signalled = 0;
             pthread_mutex_unlock(&me->lock);
+            since = 0; /* whoever woke us up may have gone on alone, and will be back */
         }
-        team.fn(team.arg, rank);
-        __atomic_store_n(&me->done, job, __ATOMIC_RELEASE);
+        if (!change_state(me, CALLED, PRESENT)) continue;
+        for (unsigned polls = 0; state_of(me) != IDLE; polls++) {
+            spin(polls);
+            if (state_of(me) != GO) continue;
+            team.fn(team.arg, me->rank);
+            set_state(me, PRESENT);
+            polls = 0;
+        }
     }
     return NULL;
 }
@@ -68,7 +102,7 @@ static int grow(void) {
     sigset_t all, before; /* signals are the main thread's */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int failed = pthread_create(&thread, NULL, work, (void *)(size_t)rank);
+    const int failed = pthread_create(&thread, NULL, work, w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;
     pthread_detach(thread);
@@ -76,50 +110,85 @@ static int grow(void) {
     return 1;
 }
 
-int team_acquire(int wanted) {
+/* A worker was kept from its CPU: for a while, twice as long each time in a row, calls do without the team. */
+static void crowded(double now) {
+    team.penalty = team.penalty < 1e-3 ? 1e-3 : team.penalty < 16e-3 ? 2 * team.penalty : team.penalty;
+    team.crowded_until = now + team.penalty;
+}
+
+int team_acquire(int wanted, double patience) {
     if (wanted <= 1 || __atomic_exchange_n(&team.busy, 1, __ATOMIC_ACQUIRE)) return 1;
     if (wanted > TEAM_MOST) wanted = TEAM_MOST;
     while (team.size + 1 < wanted && grow()) {}
-    const int granted = team.size + 1 < wanted ? team.size + 1 : wanted;
+    if (team.size + 1 < wanted) wanted = team.size + 1;
+    const double now = cpu_seconds(), deadline = now + patience;
+    int granted = 1;
+    if (now < team.crowded_until) wanted = 1;
+    for (int i = 1; i < wanted; i++) {
+        worker *w = &team.at[i];
+        set_state(w, CALLED);
+        if (!__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) continue;
+        pthread_mutex_lock(&w->lock);
+        if (w->signalled == 0) {
+            w->signalled = now;
+            pthread_cond_signal(&w->wake);
+        }
+        pthread_mutex_unlock(&w->lock);
+    }
+    for (int i = 1; i < wanted; i++) {
+        worker *w = &team.at[i];
+        int present;
+        for (unsigned polls = 1; !(present = state_of(w) == PRESENT); polls++)
+            if (polls % 64 == 0 && cpu_seconds() > deadline) {
+                present = !change_state(w, CALLED, IDLE);
+                break;
+            }
+        if (present) {
+            team.crew[granted++] = w;
+            continue;
+        }
+        pthread_mutex_lock(&w->lock);
+        const int kept_out =
+            w->asleep ? w->signalled != 0 && now - w->signalled > WAKE_SECONDS : deadline - now > LATE_SECONDS;
+        pthread_mutex_unlock(&w->lock);
+        if (kept_out) crowded(deadline);
+    }
     if (granted == 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
     return granted;
 }
 
-void team_release(int granted) {
-    if (granted > 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
-}
-
-/* Wait until *value reaches `goal`. The first polls are bare loads (on some CPUs one pause takes 140 cycles), then
- * polite ones, and past about 20 microseconds the CPU is given away: there may be more threads than CPUs. */
-static void wait_for(const unsigned long *value, unsigned long goal) {
-    for (unsigned spins = 0; __atomic_load_n(value, __ATOMIC_ACQUIRE) < goal; spins++) {
-        if (spins > 1000) sched_yield();
-        else if (spins > 300) cpu_relax();
-    }
-}
-
 void team_run(int size, team_fn fn, void *arg) {
     const fp_state before = fp_flush_denormals();
-    if (size > 1) {
+    if (size == 1) {
+        fn(arg, 0);
+    } else {
+        const double began = cpu_seconds();
         team.fn = fn;
         team.arg = arg;
         for (int r = 1; r < size; r++) {
-            worker *w = &team.at[r];
-            __atomic_store_n(&w->ordered, w->done + 1, __ATOMIC_SEQ_CST);
-            if (__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) {
-                pthread_mutex_lock(&w->lock);
-                pthread_cond_signal(&w->wake);
-                pthread_mutex_unlock(&w->lock);
-            }
+            team.crew[r]->rank = r;
+            set_state(team.crew[r], GO);
         }
+        fn(arg, 0);
+        const double done = cpu_seconds();
+        for (int r = 1; r < size; r++)
+            for (unsigned polls = 0; state_of(team.crew[r]) == GO; polls++) spin(polls);
+        const double end = cpu_seconds();
+        if (end - done > done - began + WAKE_SECONDS) crowded(end);
+        else team.penalty = 0;
     }
-    fn(arg, 0);
-    for (int r = 1; r < size; r++) wait_for(&team.at[r].done, team.at[r].ordered);
     fp_restore(before);
+}
+
+void team_release(int granted) {
+    if (granted <= 1) return;
+    for (int r = 1; r < granted; r++) change_state(team.crew[r], PRESENT, IDLE);
+    __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
 }
 
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch) {
     __atomic_store_n(&lines[rank].epoch, epoch, __ATOMIC_RELEASE);
     for (int r = 0; r < size; r++)
-        if (r != rank) wait_for(&lines[r].epoch, epoch);
+        for (unsigned polls = 0; r != rank && __atomic_load_n(&lines[r].epoch, __ATOMIC_ACQUIRE) < epoch; polls++)
+            spin(polls);
 }

@@ -53,8 +53,8 @@ cdef extern from "tiles.h" nogil:
         void (*pack_transposed)(const pack_t *) noexcept nogil
         void (*pack_rows)(const pack_t *) noexcept nogil
         void (*pack_left)(void *, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
-        pointwise_fn forward[5][2]
-        pointwise_fn backward[5][2]
+        pointwise_fn forward[CELLS][2]
+        pointwise_fn backward[CELLS][2]
         void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil
         void (*tanh)(const void *, void *, Py_ssize_t) noexcept nogil
         void (*read)(const void *, Py_ssize_t) noexcept nogil
@@ -65,7 +65,7 @@ cdef extern from "team.h" nogil:
     ctypedef void (*team_fn)(void *, int) noexcept nogil
     ctypedef struct barrier_line:
         unsigned long epoch
-    int team_acquire(int wanted)
+    int team_acquire(int wanted, double patience)
     void team_run(int size, team_fn fn, void *arg)
     void team_release(int granted)
     void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch)

@@ -31,9 +31,6 @@ class Tape:
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
 @final
-class Frame: ...
-
-@final
 class Stream:
     def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None: ...
     @property
