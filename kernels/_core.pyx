@@ -1235,7 +1235,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         if isinstance(w, Packed):
             packed = w
             if training or packed.cell != cell:
-                raise TypeError(f"weights: expected plain {cell} arrays, got {packed.cell} weights packed for inference")
+                raise TypeError(f"weights: expected {cell} arrays, got {packed.cell} weights packed for inference")
         else:
             packed = prepare(cell, w[0], w[1], w[2], w[3])
             weights.append((w[0], w[1]))
