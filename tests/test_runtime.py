@@ -295,6 +295,7 @@ CALLS = {
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+@pytest.mark.skipif(SANITIZED, reason="calls of this length take minutes with instrumented kernels")
 @pytest.mark.parametrize("call", CALLS)
 def test_interrupt(call):
     """Ctrl-C in a long call is answered soon, and everything can be used afterwards."""
