@@ -391,7 +391,7 @@ cdef class Plan:
 cdef struct Direction:
     Layer layer
     bint reverse, packed, training
-    Py_ssize_t T, B, steps
+    Py_ssize_t B, steps
     Py_ssize_t *order
     Py_ssize_t *length
     Py_ssize_t *active
@@ -1253,7 +1253,6 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         d.reverse = reverse
         d.packed = packed.sources is None
         d.training = training
-        d.T = T
         d.B = B
         d.steps = plan.steps
         d.order = plan.order
@@ -1443,7 +1442,7 @@ cdef class Stream:
             d = &frame.run.direction[0]
             d.layer = p.layer
             d.packed = True
-            d.T = d.steps = 1
+            d.steps = 1
             d.B = batch_size
             d.order = plan.order
             d.length = plan.length

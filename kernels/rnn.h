@@ -10,8 +10,9 @@
                 N(store_upto)((REAL *)p->h[j] + u, F, p->last - u); /* R3 */                                           \
             }                                                                                                          \
     }
-RNN_FORWARD(rnn_tanh_forward, N(tanh)(a_s))           /* A2 */
-RNN_FORWARD(rnn_relu_forward, N(max)(N(all)(0), a_s)) /* A3 */
+RNN_FORWARD(rnn_tanh_forward, N(tanh)(a_s)) /* A2 */
+RNN_FORWARD(rnn_relu_forward,
+            (N(vec))((N(bits))a_s & ~(N(bits))(a_s <= 0))) /* A3: a NaN stays, -0 becomes 0 everywhere */
 
 /* R3' with the slope written in h */
 #define RNN_BACKWARD(NAME, DP)                                                                                         \

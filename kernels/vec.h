@@ -36,13 +36,12 @@ INLINE N(vec) N(load)(const REAL *p) { return *(const N(vec_any) *)p; }
 INLINE void N(store)(REAL *p, N(vec) x) { *(N(vec_any) *)p = x; }
 INLINE N(vec) N(all)(REAL x) { return x - (N(vec)){0}; }
 
-/* fma(a, b, c) = a*b + c rounded once; max and min give their second operand back when one is NaN. */
+/* fma(a, b, c) = a*b + c rounded once; max(a, b) is NaN when b is (a never is where it is used). */
 #if defined(ISA_AVX512) && BITS == 32
 INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
     return (vec_f32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE vec_f32 load_part_f32(const float *p, ptrdiff_t n) {
     return (vec_f32)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 }
@@ -54,7 +53,6 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     return (vec_f64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm512_max_pd((__m512d)a, (__m512d)b); }
-INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm512_min_pd((__m512d)a, (__m512d)b); }
 INLINE vec_f64 load_part_f64(const double *p, ptrdiff_t n) {
     return (vec_f64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
 }
@@ -66,7 +64,6 @@ INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
     return (vec_f32)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE __m256i first_lanes_f32(ptrdiff_t n) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
@@ -77,7 +74,6 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     return (vec_f64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm256_max_pd((__m256d)a, (__m256d)b); }
-INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)_mm256_min_pd((__m256d)a, (__m256d)b); }
 INLINE __m256i first_lanes_f64(ptrdiff_t n) {
     return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
 }
@@ -93,18 +89,15 @@ INLINE vec_f32 fma_f32(vec_f32 a, vec_f32 b, vec_f32 c) {
     return (vec_f32)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 }
 INLINE vec_f32 max_f32(vec_f32 a, vec_f32 b) { return (vec_f32)vmaxq_f32((float32x4_t)a, (float32x4_t)b); }
-INLINE vec_f32 min_f32(vec_f32 a, vec_f32 b) { return (vec_f32)vminq_f32((float32x4_t)a, (float32x4_t)b); }
 #elif defined(ISA_NEON)
 INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
     return (vec_f64)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)vmaxq_f64((float64x2_t)a, (float64x2_t)b); }
-INLINE vec_f64 min_f64(vec_f64 a, vec_f64 b) { return (vec_f64)vminq_f64((float64x2_t)a, (float64x2_t)b); }
 #else /* baseline: the language alone; a product and a sum, rounded twice */
 INLINE N(vec) N(fma)(N(vec) a, N(vec) b, N(vec) c) { return a * b + c; }
 INLINE N(vec) N(pick)(N(bits) mask, N(vec) a, N(vec) b) { return (N(vec))((mask & (N(bits))a) | (~mask & (N(bits))b)); }
 INLINE N(vec) N(max)(N(vec) a, N(vec) b) { return N(pick)((N(bits))(a > b), a, b); }
-INLINE N(vec) N(min)(N(vec) a, N(vec) b) { return N(pick)((N(bits))(a < b), a, b); }
 #endif
 INLINE N(vec) N(load_part)(const REAL *p, ptrdiff_t n) {
     N(vec) x = {0};
