@@ -49,7 +49,7 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel;
     for (ptrdiff_t s = 0; s < g->segments; s++) {
         ptrdiff_t at = s * g->a_segment;
-#pragma GCC unroll 4
+#pragma GCC unroll 2
         for (ptrdiff_t k = 0; k < g->depth; k++) {
             if (fetch) {
                 __builtin_prefetch(next, 0, 2);
