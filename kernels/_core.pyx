@@ -112,6 +112,9 @@ cdef enum:
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
+    SPARES = 4              # blocks of memory kept for the next call, ...
+    SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
+    SPARE_MOST = 16 * 1024 * 1024   # ... and at most
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
@@ -129,24 +132,53 @@ cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 # Memory
 
 
+cdef struct Spare:
+    char *data
+    Py_ssize_t size             # 0: none
+
+cdef Spare[SPARES] SPARE        # touched with the GIL held
+
+
 @cython.final
 @cython.internal
 cdef class Memory:
-    """A block of 64-byte aligned memory that lives as long as its owner."""
+    """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
+    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step."""
     cdef char *data
+    cdef Py_ssize_t size
 
     def __cinit__(self, size):
+        cdef int i
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        cdef bint large = size >= 2 * LARGE_PAGE
-        if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, max(64, size)):
+        self.size = max(64, size)
+        for i in range(SPARES):
+            if self.size <= SPARE[i].size <= 2 * self.size:
+                self.data = SPARE[i].data
+                self.size = SPARE[i].size
+                memset(&SPARE[i], 0, sizeof(Spare))
+                return
+        cdef bint large = self.size >= 2 * LARGE_PAGE
+        if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
             self.data = NULL
             raise MemoryError(f"no memory for a work area of {size} bytes")
         if large:
-            cpu_large_pages(self.data, size // LARGE_PAGE * LARGE_PAGE)
+            cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 
     def __dealloc__(self):
-        free(self.data)
+        cdef int i, least = 0
+        cdef Spare mine
+        mine.data = self.data
+        mine.size = self.size
+        if SPARE_LEAST <= mine.size <= SPARE_MOST:
+            for i in range(SPARES):
+                if SPARE[i].size < SPARE[least].size:
+                    least = i
+            if SPARE[least].size < mine.size:
+                mine = SPARE[least]
+                SPARE[least].data = self.data
+                SPARE[least].size = self.size
+        free(mine.data)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
