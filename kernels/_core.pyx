@@ -112,9 +112,9 @@ cdef enum:
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
-    SPARES = 4              # blocks of memory kept for the next call, ...
+    SPARES = 3              # blocks of memory kept for the next call, ...
     SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
-    SPARE_MOST = 16 * 1024 * 1024   # ... and at most
+    SPARE_MOST = 40 * 1024 * 1024   # ... and at most
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 

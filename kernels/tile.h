@@ -250,11 +250,14 @@ static void N(product)(const product_t *p) {
         return;
     }
     g.segments = 1;
+    const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
+    const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
+    const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
     for (ptrdiff_t s = 0; s < p->segments; s++)
         for (ptrdiff_t k = 0; k < p->depth; k += DEPTH) {
             g.depth = p->depth - k < DEPTH ? p->depth - k : DEPTH;
             const ptrdiff_t k0 = s * p->depth + k;
-            const char *after = k0 + g.depth == K ? p->next : NULL;
+            const char *after = k0 + g.depth == K ? p->next : first + (k0 + g.depth) * full * LANES * sizeof(REAL);
             N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
             g.accumulate = 1;
         }
