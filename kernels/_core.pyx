@@ -18,8 +18,8 @@ import numpy
 
 from tiles cimport (
     CELLS, GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
-    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, pack_t, pointwise_fn,
-    pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run, team_turn, tiles_t,
+    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, fp_now, fp_restore, fp_state,
+    pack_t, pointwise_fn, pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run, team_turn, tiles_t,
 )
 
 np.import_array()
@@ -392,8 +392,8 @@ cdef class Plan:
     cdef Py_ssize_t *offset     # [steps + 1]  first row of a step on the tape
 
     def __cinit__(self, Py_ssize_t T, Py_ssize_t B, lengths):
-        cdef Py_ssize_t b, s, n
-        cdef np.ndarray by_length, given
+        cdef Py_ssize_t b, s, n, count
+        cdef np.ndarray given
         self.T = T
         self.B = B
         if B == 0:
@@ -409,9 +409,19 @@ cdef class Plan:
                 self.length[b] = T
         else:
             given = numpy.ascontiguousarray(lengths, numpy.intp)
-            by_length = numpy.ascontiguousarray(numpy.argsort(-given, kind="stable"), numpy.intp)
             memcpy(self.length, np.PyArray_DATA(given), B * sizeof(Py_ssize_t))
-            memcpy(self.order, np.PyArray_DATA(by_length), B * sizeof(Py_ssize_t))
+            memset(self.offset, 0, (T + 1) * sizeof(Py_ssize_t))
+            for b in range(B):
+                self.offset[self.length[b]] += 1                # sequences of each length ...
+            n = 0
+            for s in range(T, -1, -1):
+                count = self.offset[s]
+                self.offset[s] = n                              # ... where the first of them comes ...
+                n += count
+            for b in range(B):
+                s = self.length[b]
+                self.order[self.offset[s]] = b                  # ... and the next one
+                self.offset[s] += 1
         self.steps = self.length[self.order[0]] if B else 0
         n = B
         self.offset[0] = 0
@@ -480,6 +490,7 @@ cdef struct Run:
     Py_ssize_t scratch_bytes
     char *right                 # backward: right operands of dW, shared by the team
     bint interrupted
+    fp_state outside            # the caller's, for its signal handlers
     int stop[2]                 # as a group's, for the whole team's barrier
     double checked              # when rank 0 last looked for signals
     double work                 # multiply-adds since it last looked at the clock
@@ -512,9 +523,12 @@ cdef void look_for_signals(Run *run) noexcept nogil:
     run.work = 0
     if run.interrupted or now - run.checked < SIGNAL_SECONDS:
         return
+    cdef fp_state inside = fp_now()
+    fp_restore(run.outside)
     with gil:
         if signals_pending():
             run.interrupted = True
+    fp_restore(inside)
     run.checked = cpu_seconds()
 
 
@@ -1214,6 +1228,7 @@ cdef class Frame:
         if run.size > 1:
             memset(run.lines, 0, (run.groups * run.width + run.size) * sizeof(barrier_line))
         run.interrupted = False
+        run.outside = fp_now()
         run.work = 0
         team_run(run.size, work, run)
 
@@ -1277,9 +1292,18 @@ cdef inline void state_out(Layer *l, Py_ssize_t *order, Py_ssize_t B, char *rows
         memcpy(to + order[j] * l.H * size, rows + j * l.stride * size, l.H * size)
 
 
+cdef void clear_padding(Direction *d, Py_ssize_t T) noexcept nogil:
+    """y is 0 past a sequence's length."""
+    cdef Py_ssize_t t, b
+    for t in range(T):
+        for b in range(d.B):
+            if t >= d.length[b]:
+                memset(d.y + t * d.y_t + b * d.y_b, 0, d.layer.H * d.layer.tiles.itemsize)
+
+
 def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     """One layer, one or two directions; see the backend protocol in fusedrnn.backends."""
-    cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), j, s, b, t
+    cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), j, s, b
     cdef Plan plan = Plan(T, B, lengths)
     cdef Frame frame = Frame()
     cdef Run *run = &frame.run
@@ -1353,8 +1377,9 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             memcpy(<char *>np.PyArray_DATA(h_n) + (i * B + b) * H * size, y_row(d, j, s), H * size)
             if l.cell.states == 2:
                 memcpy(<char *>np.PyArray_DATA(c_n) + (i * B + b) * H * size, tape_c(d, j, s), H * size)
-            for t in range(plan.length[b], T):
-                memset(d.y + t * d.y_t + b * d.y_b, 0, H * size)
+        if plan.rows < T * B:
+            with nogil:
+                clear_padding(d, T)
     if not training:
         return y, h_n, c_n, None
     cdef Tape tape = Tape.__new__(Tape)
@@ -1483,7 +1508,8 @@ cdef class Stream:
     cdef int threads        # ... and those that the frames are laid out for
     cdef double patience
     cdef int type_number
-    cdef bint busy
+    cdef bint busy          # a thread is in advance()
+    cdef bint halfway       # the last one was interrupted: some layers are a step ahead of the others
 
     def __init__(self, tuple layers, Py_ssize_t batch_size):
         cdef Packed p
@@ -1574,6 +1600,7 @@ cdef class Stream:
                         frame.run.checked = cpu_seconds()
                         frame.go()
                 if frame.run.interrupted:
+                    self.halfway = True
                     raise_pending()
                 h = d.h0
                 d.h0 = d.y
@@ -1610,8 +1637,9 @@ cdef class Stream:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
             if not np.PyArray_ISWRITEABLE(y):
                 raise ValueError("out: expected a writable array, got a read-only one")
-        if self.busy:
-            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+        self.must_be_idle()
+        if self.halfway:
+            raise RuntimeError("stream: its last step was interrupted; set its state or reset() it")
         self.busy = True
         try:
             self.advance(<char *>np.PyArray_DATA(x))
@@ -1627,6 +1655,11 @@ cdef class Stream:
             y[...] = self.state_of(len(self.frames) - 1, False)
         return y
 
+    cdef int must_be_idle(self) except -1:
+        if self.busy:
+            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+        return 0
+
     cdef np.ndarray state_of(self, Py_ssize_t layer, bint of_c):
         cdef Frame frame = self.frames[layer]
         cdef Direction *d = &frame.run.direction[0]
@@ -1637,11 +1670,13 @@ cdef class Stream:
     @property
     def h(self):
         """The hidden state, (num_layers, B, H), a copy."""
+        self.must_be_idle()
         return numpy.stack([self.state_of(i, False) for i in range(len(self.frames))])
 
     @property
     def c(self):
         """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
+        self.must_be_idle()
         if (<Packed>self.packed[0]).layer.cell.states == 1:
             return None
         return numpy.stack([self.state_of(i, True) for i in range(len(self.frames))])
@@ -1650,6 +1685,8 @@ cdef class Stream:
         """Go on from h (num_layers, B, H), and c for LSTM."""
         cdef Frame frame
         cdef Direction *d
+        self.must_be_idle()
+        self.halfway = False
         for i, frame in enumerate(self.frames):
             d = &frame.run.direction[0]
             state_in(&d.layer, d.order, self.B, h[i], d.h0)
@@ -1660,6 +1697,8 @@ cdef class Stream:
         """Go on from zeros."""
         cdef Frame frame
         cdef Direction *d
+        self.must_be_idle()
+        self.halfway = False
         for frame in self.frames:
             d = &frame.run.direction[0]
             state_in(&d.layer, d.order, self.B, None, d.h0)

@@ -19,8 +19,9 @@ const char *cpu_compiler(void);
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 typedef unsigned int fp_state;
+static inline fp_state fp_now(void) { return _mm_getcsr(); }
 static inline fp_state fp_flush_denormals(void) {
-    fp_state before = _mm_getcsr();
+    const fp_state before = fp_now();
     _mm_setcsr(before | 0x8040); /* FTZ and DAZ */
     return before;
 }
@@ -29,9 +30,13 @@ static inline void cpu_relax(void) { _mm_pause(); }
 #elif defined(__aarch64__)
 #include <stdint.h>
 typedef uint64_t fp_state;
+static inline fp_state fp_now(void) {
+    fp_state now;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(now));
+    return now;
+}
 static inline fp_state fp_flush_denormals(void) {
-    fp_state before;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(before));
+    const fp_state before = fp_now();
     __asm__ volatile("msr fpcr, %0" ::"r"(before | (UINT64_C(1) << 24)));
     return before;
 }
@@ -39,6 +44,7 @@ static inline void fp_restore(fp_state before) { __asm__ volatile("msr fpcr, %0"
 static inline void cpu_relax(void) { __asm__ volatile("yield"); }
 #else
 typedef int fp_state;
+static inline fp_state fp_now(void) { return 0; }
 static inline fp_state fp_flush_denormals(void) { return 0; }
 static inline void fp_restore(fp_state before) { (void)before; }
 static inline void cpu_relax(void) {}

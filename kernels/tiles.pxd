@@ -76,5 +76,8 @@ cdef extern from "cpu.h" nogil:
     const tiles_t *cpu_tiles(const char *isa)
     int cpu_count()
     double cpu_seconds()
+    ctypedef unsigned long fp_state
+    fp_state fp_now()
+    void fp_restore(fp_state state)
     void cpu_large_pages(void *block, size_t size)
     const char *cpu_compiler()

@@ -200,6 +200,8 @@ class Stream(Generic[State]):
         ------
         TypeError, ValueError
             An argument does not fit.
+        RuntimeError
+            Another thread is in this stream, or its last step was interrupted half way: set its state or reset it.
         """,
     }
 
