@@ -6,6 +6,7 @@ limits of the same moment, and what is kept and compared is the fraction. Nothin
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 import time
@@ -27,6 +28,9 @@ SPINNING = 0.1  # seconds until the threads of NumPy's BLAS have gone to sleep
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
     machine_info["fusedrnn"] = machine.describe()
+    if machine.is_probed():
+        limits = {dtype: first_limits(dtype, fr.get_num_threads()) for dtype in machine.DTYPES}
+        machine_info["fusedrnn"]["limits"] = {dtype: dataclasses.asdict(found) for dtype, found in limits.items()}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:  # noqa: ARG001
@@ -53,7 +57,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @functools.lru_cache(maxsize=1)  # backends are the innermost parameter
 def expected(job: Work, mode: str, backend: str) -> list[np.ndarray]:
-    return work.arrays(MODES[mode](job, backend)())
+    answer = work.arrays(MODES[mode](job, backend)())
+    time.sleep(SPINNING)
+    return answer
 
 
 @functools.cache
@@ -102,7 +108,6 @@ class Timer:
         run = MODES[mode](job, backend)
         oracle = "reference" if backend != "reference" else fr.backends.available()[0]
         work.assert_right(job, work.arrays(run()), expected(job, mode, oracle))
-        time.sleep(SPINNING)
         return run
 
     def __call__(self, job: Work, mode: str, backend: str) -> Run:
@@ -150,15 +155,10 @@ def timer(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Timer:
     return Timer(benchmark)
 
 
-@pytest.fixture(params=fr.backends.available())
-def backend(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(params=[name for name in fr.backends.available() if name != "reference"] or ["reference"])
-def fast_backend(request: pytest.FixtureRequest) -> str:
-    """Those that are meant to be fast."""
-    return str(request.param)
+# The decorator on top is the innermost loop: the backends of a case share what they are held against.
+FAST = tuple(name for name in fr.backends.available() if name != "reference")
+every_backend = pytest.mark.parametrize("backend", fr.backends.available())
+fast_backends = pytest.mark.parametrize("backend", FAST or ("reference",))
 
 
 def over(jobs: dict[str, Any]) -> Callable[[Any], Any]:

@@ -1,22 +1,26 @@
 """Every cell and pass under its kernel's name, over the grid, DeepBench's shapes and those of small real networks.
 
-The reference backend is timed where it takes less than a second.
+The reference backend is timed where it takes some milliseconds.
 """
 
 from __future__ import annotations
 
 import pytest
 import shapes
-from conftest import Timer, over
+from conftest import Timer, every_backend, fast_backends, over
 
 from fusedrnn.bench.work import Work
 
-REFERENCE_FLOPS = 3e9
+REFERENCE_FLOPS = 5e8
 
 grid = [
     (Work(cell, *shape, dtype), mode)
-    for dtype, points in (("float32", shapes.GRID + shapes.ODD), ("float64", shapes.GRID))
-    for cell in shapes.CELLS
+    for dtype, cells, points in (
+        ("float32", shapes.CELLS, shapes.GRID),
+        ("float32", shapes.THREE, shapes.ODD),
+        ("float64", shapes.CELLS, shapes.GRID_FLOAT64),
+    )
+    for cell in cells
     for mode in ("inference", "training")
     for shape in points
 ]
@@ -24,22 +28,25 @@ deep = [(shapes.shortened(cell, shape), mode) for cell, shape in shapes.DEEPBENC
 small = [(name, job, mode) for name, job in shapes.SMALL.items() for mode in ("inference", "training")]
 
 
+@every_backend
 @over({f"{job.kernel(mode)}-{shapes.named(job)}": (job, mode) for job, mode in grid})
 def test_grid(timer: Timer, case, backend):
     timer.benchmark.group = "grid"
     job, mode = case
     if backend == "reference" and job.flops(training=mode == "training") > REFERENCE_FLOPS:
-        pytest.skip("the reference would take more than a second")
+        pytest.skip("the reference takes too long")
     timer(job, mode, backend)
 
 
+@fast_backends
 @over({f"{job.kernel(mode)}-{shapes.named(job)}": (job, mode) for job, mode in deep})
-def test_deepbench(timer: Timer, case, fast_backend):
+def test_deepbench(timer: Timer, case, backend):
     timer.benchmark.group = "deepbench"
-    timer(*case, fast_backend)
+    timer(*case, backend)
 
 
+@fast_backends
 @over({f"{job.kernel(mode)}-{name}": (job, mode) for name, job, mode in small})
-def test_small(timer: Timer, case, fast_backend):
+def test_small(timer: Timer, case, backend):
     timer.benchmark.group = "small"
-    timer(*case, fast_backend)
+    timer(*case, backend)

@@ -1,7 +1,7 @@
-"""Those that are timed beside each other: fusedrnn's backends, PyTorch, ONNX Runtime, JAX, Keras, NumPy by hand, and onnx.
+"""Those that are timed beside each other: this package's backends, and its peers.
 
-A contender is a function (work, mode, threads) -> run, and the run returns what fusedrnn's own run of that mode returns.
-It imports its library itself. What it does not offer it refuses with `NotOffered`. Nothing is timed here.
+A contender is a function (work, mode, threads) -> run; the run returns what fusedrnn's own run of that mode returns. It
+imports its library itself, and refuses what the library does not offer with `NotOffered`. Nothing is timed here.
 """
 
 import functools
@@ -223,9 +223,9 @@ def keras(job: Work, mode: str, threads: int) -> Run:
     if mode != "inference":
         raise NotOffered("only its inference is set up here")
     if keras.backend.backend() == "tensorflow":
-        import tensorflow
+        import tensorflow as tf
 
-        tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
     keras.backend.set_floatx(job.dtype)
     kind, options = LAYERS[job.cell]
     w, u, b, v = job.weights.values()

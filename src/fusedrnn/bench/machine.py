@@ -63,7 +63,9 @@ def caches() -> dict[str, int]:
     if folder.is_dir():
         found = dict.fromkeys(sizes, 0)
         for index in folder.glob("index*"):
-            level, kind, size = ((index / name).read_text(encoding="ascii").strip() for name in ("level", "type", "size"))
+            level, kind, size = (
+                (index / name).read_text(encoding="ascii").strip() for name in ("level", "type", "size")
+            )
             if kind != "Instruction" and f"L{level}" in found:
                 found[f"L{level}"] = int(size.removesuffix("K")) << 10
         return found if found["L1"] else sizes
@@ -136,8 +138,8 @@ def probe(dtype: str = "float32", threads: int | None = None, seconds: float = 0
     )
 
 
-def refresh(limits: Limits, binding: str, seconds: float = 0.005) -> Limits:
-    """The same limits, probed again in some 5 `seconds`; L3 and memory, which take longer, only where they bind."""
+def refresh(limits: Limits, binding: str, seconds: float = 0.002) -> Limits:
+    """The same limits, probed again in some 10 `seconds`; L3 and memory, which take longer, only where they bind."""
     n = limits.threads
     again = [level for level in LEVELS if level in ("L1", "L2") or binding.endswith(level)]
     return dataclasses.replace(

@@ -34,7 +34,9 @@ def main(arguments: list[str]) -> None:
     """Probe, race, and print a table."""
     parser = argparse.ArgumentParser(prog="python -m fusedrnn bench", description=__doc__)
     parser.add_argument("--threads", type=int, default=get_num_threads())
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="stop after about so many (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=SECONDS, help="stop after about so many (default: %(default)s)"
+    )
     parser.add_argument("--peers", default=",".join(contenders.FAST), help="NAME,... of " + ", ".join(contenders.PEERS))
     options = parser.parse_args(arguments)
     end = time.monotonic() + options.seconds

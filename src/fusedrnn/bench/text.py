@@ -41,8 +41,10 @@ def bar(fraction: float, width: int = 10) -> str:
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Columns under a rule; the first row is the head, the first column is set to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]
+    lines = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
     return "\n".join(line.rstrip() for line in (lines[0], "  ".join("─" * w for w in widths), *lines[1:]))
 
 

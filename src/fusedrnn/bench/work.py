@@ -93,32 +93,44 @@ class Work:
         """How far two answers may differ; see `difference`."""
         return KINKS if self.cell == "rnn_relu" else TOLERANCE[self.dtype]
 
-    @functools.cached_property
+    @property
     def weights(self) -> dict[str, Array]:
         """By PyTorch's names and in its order, drawn as PyTorch draws them."""
-        rng, rows, limit = self._rng(0), GATES[self.cell] * self.H, 1 / math.sqrt(self.H)
-        weights = {}
-        for layer, inputs in enumerate(self.inputs):
-            for direction in ("", "_reverse")[: self.directions]:
-                shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, self.H), "bias_ih": (rows,), "bias_hh": (rows,)}
-                for name, shape in shapes.items():
-                    drawn = rng.random(shape, np.float32) * (2 * limit) - limit
-                    weights[f"{name}_l{layer}{direction}"] = (drawn * self.scale).astype(self.dtype)
-        return weights
+        return drawn_weights(self)
 
-    @functools.cached_property
+    @property
     def x(self) -> Array:
         """(T, B, I)."""
-        return self._rng(1).standard_normal((self.T, self.B, self.I), np.float32).astype(self.dtype)
+        return drawn_sequence(self, 1, self.I)
 
-    @functools.cached_property
+    @property
     def dy(self) -> Array:
         """(T, B, D*H)."""
-        shape = (self.T, self.B, self.directions * self.H)
-        return self._rng(2).standard_normal(shape, np.float32).astype(self.dtype)
+        return drawn_sequence(self, 2, self.directions * self.H)
 
-    def _rng(self, stream: int) -> np.random.Generator:
-        return np.random.default_rng([stream, self.B, self.T, self.I, self.H])
+
+# Those of the last job, not of all: a large one has gigabytes.
+
+
+@functools.lru_cache(maxsize=1)
+def drawn_weights(work: Work) -> dict[str, Array]:
+    """Uniform within 1 / sqrt(H)."""
+    rng, rows, limit = np.random.default_rng([work.I, work.H]), GATES[work.cell] * work.H, 1 / math.sqrt(work.H)
+    weights = {}
+    for layer, inputs in enumerate(work.inputs):
+        for direction in ("", "_reverse")[: work.directions]:
+            shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, work.H), "bias_ih": (rows,), "bias_hh": (rows,)}
+            for name, shape in shapes.items():
+                drawn = rng.random(shape, np.float32) * (2 * limit) - limit
+                weights[f"{name}_l{layer}{direction}"] = (drawn * work.scale).astype(work.dtype)
+    return weights
+
+
+@functools.lru_cache(maxsize=2)
+def drawn_sequence(work: Work, seed: int, columns: int) -> Array:
+    """Standard normal numbers (T, B, columns)."""
+    rng = np.random.default_rng([seed, work.B, work.T, columns])
+    return rng.standard_normal((work.T, work.B, columns), np.float32).astype(work.dtype)
 
 
 Run = Callable[[], Any]
