@@ -4,9 +4,9 @@
 
 A fraction is a time in units of what the machine could do at that moment, so that runs of different machines can be
 held together, as far as the model knows what differs. A benchmark counts as slower when the median of its fractions
-fell by more than FLOOR, and by more than CERTAIN times the noise. The noise has two parts: how its rounds scatter, within both
-runs, and how all the benchmarks scatter from one run to the other, since most of them did not change. What changed them
-all alike is no scatter: the median of all is held against FLOOR by itself.
+fell by more than FLOOR, and by more than CERTAIN times the noise. The noise has two parts: how its rounds scatter,
+within both runs, and how all the benchmarks scatter from one run to the other, since most of them did not change. What
+changed them all alike is no scatter: the median of all is held against FLOOR by itself.
 """
 
 from __future__ import annotations
@@ -77,16 +77,28 @@ def changes(base: dict[str, list[float]], new: dict[str, list[float]]) -> list[C
     ]
 
 
-def overall(found: Sequence[Change]) -> Change:
-    """The median of all, with its own noise."""
+def together(found: Sequence[Change], name: str = "all together") -> Change:
+    """The median of some, with its own noise."""
     values = [change.change for change in found]
-    return Change("all together", statistics.median(values), error(values))
+    return Change(name, statistics.median(values), error(values))
 
 
-def fractions(path: Path) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """The machine, and every benchmark's fractions."""
+def by_kernel(found: Sequence[Change], kernels: dict[str, str]) -> list[Change]:
+    """Each kernel over all its shapes: sharper than any one of them."""
+    groups: dict[str, list[Change]] = {}
+    for change in found:
+        groups.setdefault(kernels.get(change.name, change.name), []).append(change)
+    return [
+        together(changes, f"{kernel}, {len(changes)} shapes") for kernel, changes in groups.items() if len(changes) > 2
+    ]
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, list[float]], dict[str, str]]:
+    """The run, every benchmark's fractions, and its kernel."""
     run = json.loads(path.read_text(encoding="utf-8"))
-    return run, {b["name"]: b["extra_info"]["fractions"] for b in run["benchmarks"] if "fractions" in b["extra_info"]}
+    infos = {b["name"]: b["extra_info"] for b in run["benchmarks"] if "fractions" in b["extra_info"]}
+    kernels = {name: f"{info['kernel']} {info['backend']}" for name, info in infos.items()}
+    return run, {name: info["fractions"] for name, info in infos.items()}, kernels
 
 
 def about(run: dict[str, Any]) -> str:
@@ -99,17 +111,16 @@ def about(run: dict[str, Any]) -> str:
     )
 
 
-def report(found: Sequence[Change]) -> tuple[str, bool]:
+def report(found: Sequence[Change], kernels: dict[str, str]) -> tuple[str, bool]:
     """A table of what changed, and whether anything got slower."""
-    together = overall(found)
-    named = sorted((c for c in found if c.slower or c.faster), key=lambda c: c.change)
+    everything = together(found)
+    named = sorted((c for c in (*found, *by_kernel(found, kernels)) if c.slower or c.faster), key=lambda c: c.change)
     rows = [["benchmark", "speed", "noise", ""]]
-    for c in (*named, together):
+    for c in (*named, everything):
         verdict = "SLOWER" if c.slower else "faster" if c.faster else ""
         rows.append([c.name, f"{c.percent:+.1f} %", f"±{100 * c.noise:.1f} %", verdict])
-    slower = [c for c in (*named, together) if c.slower]
-    summary = f"{len(found)} benchmarks: {sum(c.slower for c in named)} slower, {sum(c.faster for c in named)} faster."
-    return f"{text.table(rows)}\n\n{summary}", bool(slower)
+    summary = f"{len(found)} benchmarks: {sum(c.slower for c in found)} slower, {sum(c.faster for c in found)} faster."
+    return f"{text.table(rows)}\n\n{summary}", any(c.slower for c in (*named, everything))
 
 
 def main(arguments: list[str]) -> int:
@@ -117,14 +128,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("base", type=Path)
     parser.add_argument("new", type=Path)
     options = parser.parse_args(arguments)
-    (before, base), (after, new) = fractions(options.base), fractions(options.new)
+    (before, base, _), (after, new, kernels) = read(options.base), read(options.new)
     if not (found := changes(base, new)):
         raise SystemExit("the two runs have no benchmark in common")
     print(f"base: {about(before)}\nnew:  {about(after)}\n")
     for name, missing in (("base", set(new) - set(base)), ("new", set(base) - set(new))):
         if missing:
             print(f"{len(missing)} benchmarks are not in {name}")
-    table, slower = report(found)
+    table, slower = report(found, kernels)
     print(table)
     return int(slower)
 

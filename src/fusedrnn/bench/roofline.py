@@ -59,7 +59,9 @@ def divided(work: Work, mode: str, limits: Limits, ranks: int) -> Bound:
         data += sum(2 * inputs + 2 * D * H + 2 * TAPE[work.cell] * D * H for inputs in work.inputs)
     moving, behind = reading(work.valid * data * item / limits.threads, limits)
     links = STAGES[work.cell] * H + (G * H if training else 0)
-    waiting = T * layers * passes * STAGES[work.cell] * limits.barrier if ranks > D else 0.0
+    # A rank reads the line of every other one.
+    meeting = limits.barrier * (ranks - 1) / (limits.threads - 1) if ranks > D else 0.0
+    waiting = T * layers * passes * STAGES[work.cell] * meeting
     seconds, limit = max(
         (work.flops(training=training) / limits.flops, "arithmetic"),
         (weights, f"weights in {level}"),

@@ -182,7 +182,7 @@ MODES: dict[str, Callable[..., Run]] = {"inference": inference, "training": trai
 
 def arrays(answer: Any) -> list[Array]:
     """Copies of what a run returned."""
-    return [np.array(a) for a in (answer if isinstance(answer, tuple) else (answer,))]
+    return [np.asarray(a).copy() for a in (answer if isinstance(answer, tuple) else (answer,))]
 
 
 def difference(got: list[Array], want: list[Array]) -> float:
