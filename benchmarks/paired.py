@@ -2,10 +2,10 @@
 
     python benchmarks/paired.py BASE NEW        exit status 1 where NEW is slower
 
-BASE and NEW are folders in which a built fusedrnn lies. Each job runs in a process of either build, in turns (base new new base);
-the median ratio of the turns is one measurement. Where a process's memory happens to lie makes it faster or slower by a
-few per cent for as long as it lives: so there are several such pairs of processes, and the noise is the scatter between
-them. More are started until a slowdown by 20 % is either found or excluded.
+BASE and NEW are folders in which a built fusedrnn lies. Each job runs in a process of either build, in turns (base new
+new base); the median ratio of the turns is one measurement. Where a process's memory happens to lie makes it faster or
+slower by a few per cent for as long as it lives: so there are several such pairs of processes, and the noise is the
+scatter between them. More are started until a slowdown by 20 % is either found or excluded.
 """
 
 from __future__ import annotations

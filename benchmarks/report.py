@@ -316,8 +316,8 @@ def draw_scaling(rows: list[Row]) -> Any:
             ax.plot(xs, [1e3 * t for t in ys], ":", color=color, linewidth=1, marker=mark, markersize=4,
                     markerfacecolor="white")  # fmt: skip
         if "KiB" in row and row["axis"] == "T":
-            panels[4].plot(row["values"], [kib / 1024 for kib in row["KiB"]], style, marker=mark, color=color,
-                           markersize=4, linewidth=1)  # fmt: skip
+            mib = {int(n): kib / 1024 for n, kib in row["KiB"].items()}
+            panels[4].plot(list(mib), list(mib.values()), style, marker=mark, color=color, markersize=4, linewidth=1)
     for ax, name in zip(panels, [*names, "T"], strict=True):
         ax.set(xscale="log", yscale="log", xlabel=name)
         values = sorted(

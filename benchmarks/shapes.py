@@ -56,7 +56,7 @@ SMALL: dict[str, Work] = {  # networks that people run
 AXES: dict[str, tuple[Shape, tuple[int, ...]]] = {  # one size grows, the others stay
     "T": ((16, 0, 128, 128), (8, 32, 128, 512)),
     "B": ((0, 50, 128, 128), (1, 4, 16, 64, 256)),
-    "H": ((16, 50, 128, 0), (16, 64, 256, 512, 1024)),
+    "H": ((16, 50, 128, 0), (16, 64, 256, 1024)),
 }
 THREADED: Shape = (64, 25, 512, 512)
 
