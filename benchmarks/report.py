@@ -421,7 +421,7 @@ def write(path: Path, content: str) -> None:
 def draw(folder: Path, name: str, picture: Callable[[], Any]) -> None:
     """An SVG that is the same for the same results."""
     folder.mkdir(parents=True, exist_ok=True)
-    with mpl.rc_context({"svg.hashsalt": name, "svg.fonttype": "none", "font.size": 9}):
+    with mpl.rc_context({"svg.hashsalt": name, "font.size": 9}):
         figure = picture()
         figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
         plt.close(figure)

@@ -193,8 +193,18 @@ class Result:
         }
 
 
-def race(agreed: list[Contender], job: Work, mode: str, rounds: int, seconds: float) -> Result:
-    """Time them; every round begins with another one, and the machine is probed in the process of the first."""
+def race(
+    agreed: list[Contender],
+    job: Work,
+    mode: str,
+    rounds: int,
+    seconds: float,
+    tell: Callable[[str], None] = report,
+) -> Result:
+    """Time them; every round begins with another one, and the machine is probed in the process of the first.
+
+    One whose process dies meanwhile is left out.
+    """
     times: dict[str, list[float]] = {contender.name: [] for contender in agreed}
     bounds, limits = [], []
     for r in range(rounds):
@@ -205,5 +215,12 @@ def race(agreed: list[Contender], job: Work, mode: str, rounds: int, seconds: fl
                 bound = contender.ask("limits")
                 bounds.append(bound.seconds)
                 limits.append(bound.limit)
-            times[contender.name].append(contender.ask(seconds))
+            if contender.name in times:
+                try:
+                    times[contender.name].append(contender.ask(seconds))
+                except NotOffered as reason:
+                    if contender is agreed[0]:
+                        raise SystemExit(f"{mode} {job}: {reason}") from None
+                    tell(f"{mode} {job}: {TITLES[contender.name]} is left out: {reason}")
+                    del times[contender.name]
     return Result(job, mode, times, bounds, statistics.mode(limits) if limits else "")
