@@ -22,6 +22,7 @@ import matplotlib as mpl
 mpl.use("svg")
 
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import shapes
 
 from fusedrnn.bench import roofline, text
@@ -320,6 +321,8 @@ def draw_scaling(rows: list[Row]) -> Any:
             panels[4].plot(list(mib), list(mib.values()), style, marker=mark, color=color, markersize=4, linewidth=1)
     for ax, name in zip(panels, [*names, "T"], strict=True):
         ax.set(xscale="log", yscale="log", xlabel=name)
+        ax.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5), numticks=12))
+        ax.yaxis.set_major_formatter("{x:g}")
         values = sorted(
             {v for r in chosen if r["axis"] == name for v in (*r["values"], *r.get("predicted", {}).get("values", ()))}
         )
@@ -355,7 +358,8 @@ def draw_latency(rows: list[Row]) -> Any:
         ax.axvline(1e6 * row["p99"], color=COLORS[row["cell"]], linewidth=1, linestyle="--")
     for ax, H in zip(panels, (32, 256), strict=True):
         ax.set(xscale="log", xlabel=f"µs a step, B = 1, I = H = {H} (dashed: 99th percentile)", ylabel="% of the steps")
-        low, high = ax.get_xlim()
+        low, high = ax.get_xlim()[0], 1.5 * max((line.get_xdata()[0] for line in ax.lines), default=10)
+        ax.set_xlim(low, high)
         ticks = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low <= t <= high]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
