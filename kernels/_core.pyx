@@ -18,8 +18,8 @@ import numpy
 
 from tiles cimport (
     CELLS, GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
-    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_seconds, cpu_tiles, pack_t, pointwise_fn, pointwise_t,
-    product_t, team_acquire, team_barrier, team_release, team_run, tiles_t,
+    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, pack_t, pointwise_fn,
+    pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run, team_turn, tiles_t,
 )
 
 np.import_array()
@@ -53,6 +53,7 @@ cdef struct Cell:
     int of_x[4]             # segment that holds the gradient of gate g as W_ih sees it
     int of_h[4]             # ... and as W_hh sees it
     int right[4]            # right operand of dW_hh of gate g: -1 is h_prev, otherwise a segment
+    int plain               # the segment of h W_hh alone, without a share of x; -1: none
 
 cdef Cell[CELLS] CELL
 cdef dict CELL_NUMBER = {
@@ -70,13 +71,14 @@ cdef Share share(gates, int segment):
     return s
 
 
-cdef void describe(int kind, int segments, list stages, Share x, of_x, of_h, right):
+cdef void describe(int kind, int segments, list stages, Share x, of_x, of_h, right, int plain=-1, int states=1):
     cdef Cell *c = &CELL[kind]
     memset(c, 0, sizeof(Cell))
     c.gates = x.gates
     c.segments = segments
     c.stages = len(stages)
-    c.states = 2 if kind == LSTM else 1
+    c.states = states
+    c.plain = plain
     c.x = x
     for s, (forward_gates, forward_segment, source, backward_gates, backward_segment) in enumerate(stages):
         c.h[s] = share(forward_gates, forward_segment)
@@ -92,8 +94,8 @@ cdef void describe(int kind, int segments, list stages, Share x, of_x, of_h, rig
 describe(RNN_TANH, 1, [([0], 0, -1, [0], 0)], share([0], 0), [0], [0], [-1])
 describe(RNN_RELU, 1, [([0], 0, -1, [0], 0)], share([0], 0), [0], [0], [-1])
 describe(LSTM, 4, [([0, 1, 2, 3], 0, -1, [0, 1, 2, 3], 0)], share([0, 1, 2, 3], 0),
-         [0, 1, 2, 3], [0, 1, 2, 3], [-1] * 4)
-describe(GRU, 4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], share([2, 0, 1], 0), [1, 2, 0], [1, 2, 3], [-1] * 3)
+         [0, 1, 2, 3], [0, 1, 2, 3], [-1] * 4, -1, 2)
+describe(GRU, 4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], share([2, 0, 1], 0), [1, 2, 0], [1, 2, 3], [-1] * 3, 3)
 describe(GRU_RESET_BEFORE, 4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)], share([2, 0, 1], 0),
          [1, 2, 0], [1, 2, 0], [-1, -1, 3])
 
@@ -104,11 +106,16 @@ describe(GRU_RESET_BEFORE, 4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)],
 
 cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
-    LEFT_DEPTH = 256        # rows of the tape that one block of dW sums: 64 KB of a panel, worth dW's traffic
-    LEFT_STRIP = 96         # gate units whose left operand is packed at once: 96 KB, 16 tiles reuse every panel
-    DX_ROWS = 96            # rows of dx made at once: 16 tiles reuse every panel of W_ih
+    LEFT_DEPTH = 512        # rows of the tape that one block of dW sums: half the traffic of dW at 256, 4 % of a step at H = 1024
+    LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
+    DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
+    LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
+    SPARES = 4              # blocks of memory kept for the next call, ...
+    SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
+    SPARE_MOST = 16 * 1024 * 1024   # ... and at most
+    SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
@@ -125,21 +132,53 @@ cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 # Memory
 
 
+cdef struct Spare:
+    char *data
+    Py_ssize_t size             # 0: none
+
+cdef Spare[SPARES] SPARE        # touched with the GIL held
+
+
 @cython.final
 @cython.internal
 cdef class Memory:
-    """A block of 64-byte aligned memory that lives as long as its owner."""
+    """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
+    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step."""
     cdef char *data
+    cdef Py_ssize_t size
 
     def __cinit__(self, size):
+        cdef int i
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        if posix_memalign(<void **>&self.data, 64, max(64, size)):
+        self.size = max(64, size)
+        for i in range(SPARES):
+            if self.size <= SPARE[i].size <= 2 * self.size:
+                self.data = SPARE[i].data
+                self.size = SPARE[i].size
+                memset(&SPARE[i], 0, sizeof(Spare))
+                return
+        cdef bint large = self.size >= 2 * LARGE_PAGE
+        if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
             self.data = NULL
             raise MemoryError(f"no memory for a work area of {size} bytes")
+        if large:
+            cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 
     def __dealloc__(self):
-        free(self.data)
+        cdef int i, least = 0
+        cdef Spare mine
+        mine.data = self.data
+        mine.size = self.size
+        if SPARE_LEAST <= mine.size <= SPARE_MOST:
+            for i in range(SPARES):
+                if SPARE[i].size < SPARE[least].size:
+                    least = i
+            if SPARE[least].size < mine.size:
+                mine = SPARE[least]
+                SPARE[least].data = self.data
+                SPARE[least].size = self.size
+        free(mine.data)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
@@ -450,6 +489,9 @@ cdef struct Worker:
     Run *run
     int rank
     unsigned long epoch         # of the team's barrier
+    Group *group                # in the time loop: where this rank works, on which seat, and the group's barrier
+    int seat
+    unsigned long group_epoch
     # row pointers, carved out of the rank's scratch
     void **a
     void **out
@@ -494,6 +536,17 @@ cdef bint meet(Worker *k) noexcept nogil:
         run.stop[k.epoch & 1] = run.interrupted
     team_barrier(run.lines, k.rank, run.size, k.epoch)
     return run.stop[k.epoch & 1]
+
+
+cdef inline Py_ssize_t next_turn(Worker *k, int line, Py_ssize_t *turn) noexcept nogil:
+    """The next of the turns that the team takes between two of its barriers; start from -1."""
+    turn[0] = team_turn(&k.run.lines[line], k.epoch) if k.run.size > 1 else turn[0] + 1
+    return turn[0]
+
+
+cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """n rounded up, for every rank to have as much."""
+    return (n + size - 1) // size * size
 
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
@@ -580,57 +633,71 @@ cdef void from_gates(product_t *p, Layer *l, Share *s) noexcept nogil:
 # One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
 
 
-cdef void stage(Worker *k, Layer *l, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
-                Py_ssize_t first, Py_ssize_t last, bint backwards) noexcept nogil:
-    """Units [first, last), counted in vectors. Serpentine: `backwards` on every other step, so that what is still in
+cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
+                bint shared, bint backwards) noexcept nogil:
+    """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
+    one CPU is often slower than its neighbour. Serpentine: `backwards` on every other step, so that what is still in
     cache is used first."""
+    cdef Group *g = k.group
+    cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
-    cdef Py_ssize_t span = last - first
-    cdef Py_ssize_t blocks = 1, i, a, b, origin = first
+    cdef int width = k.run.width, whose = k.seat, _
+    cdef Py_ssize_t units = (l.H + lanes - 1) // lanes, most = (units + width - 1) // width, span = most
+    cdef Py_ssize_t first, last, origin, blocks, turn, a, b
     cdef Py_ssize_t rows = max(p.rows, q.rows)
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
-    cdef bint streams = span * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
+    cdef bint streams = most * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
     elif streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
-    if span < last - first:
-        origin = first // span * span                           # whole panels where the share allows
-        blocks = (last - origin + span - 1) // span
-    p.prefetch = streams and rows >= FEW_ROWS
-    for i in range(blocks):
-        a = origin + (blocks - 1 - i if backwards else i) * span
-        b = min(a + span, last)
-        a = max(a, first)
-        p.first = a * each
-        p.last = b * each
-        p.next = NULL
-        if p.prefetch and i + 1 < blocks:
-            p.next = data + (a - span if backwards else b) * unit_bytes
-        l.tiles.product(p)
-        if q.rows:
-            q.first = a * lanes
-            q.last = min(b * lanes, l.H)
-            f(q)
-        account(k, work * (b - a))
-        if k.run.interrupted:
-            return
+    p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
+    for _ in range(width if shared else 1):
+        first = part(units, whose, width)
+        last = part(units, whose + 1, width)
+        origin = first
+        blocks = 1
+        if span < last - first:
+            origin = first // span * span                       # whole panels where the share allows
+            blocks = (last - origin + span - 1) // span
+        turn = -1
+        while not k.run.interrupted:
+            turn = team_turn(&g.lines[whose], k.group_epoch) if shared else turn + 1
+            if turn >= blocks:
+                break
+            a = origin + (blocks - 1 - turn if backwards else turn) * span
+            b = min(a + span, last)
+            a = max(a, first)
+            p.first = a * each
+            p.last = b * each
+            p.next = NULL
+            if p.prefetch and turn + 1 < blocks:
+                p.next = data + (a - span if backwards else b) * unit_bytes
+            l.tiles.product(p)
+            if q.rows:
+                q.first = a * lanes
+                q.last = min(b * lanes, l.H)
+                f(q)
+            account(k, work * (b - a))
+        whose = whose + 1 if whose + 1 < width else 0
 
 
-cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end,
-                  Py_ssize_t first, Py_ssize_t last) noexcept nogil:
+cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noexcept nogil:
     """x W_ih + biases into the gate rows of steps [start, end): the recurrent tiles go on from there."""
+    cdef Group *g = k.group
     cdef Direction *d = g.direction
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize, row_bytes = l.cell.segments * l.stride * size
-    cdef Py_ssize_t each = l.x.width if l.x.gated else 1
-    cdef Py_ssize_t s, i, j, n = 0, a, b, span
-    cdef Py_ssize_t q_bytes = 3 * l.stride * size
+    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
+    cdef Py_ssize_t s, i, j, n = 0, a, b
     cdef const char *row
     cdef product_t p
+    cdef pointwise_t none
+    a = part(units, k.seat, k.run.width) * l.tiles.lanes * size
+    b = part(units, k.seat + 1, k.run.width) * l.tiles.lanes * size
     for s in range(start, end):
         for i in range(group_rows(g, d.active[s])):
             j = g.first + i * g.every
@@ -639,10 +706,9 @@ cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end,
                 row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
             k.a[n] = <void *>row
             k.out[n] = tape_row(d, j, s) if d.training else g.gates + n * row_bytes
-            if l.kind == GRU:                                   # q starts from its own bias
-                a = first * l.tiles.lanes * size
-                b = last * l.tiles.lanes * size
-                memcpy(<char *>k.out[n] + q_bytes + a, l.bias + q_bytes + a, b - a)
+            if l.cell.plain >= 0:                               # no share of x: starts from its own bias
+                memcpy(<char *>k.out[n] + l.cell.plain * l.stride * size + a,
+                       l.bias + l.cell.plain * l.stride * size + a, b - a)
             n += 1
     take(&p, &l.x, l.tiles)
     into_gates(&p, &l.x, l, l.cell.x.segment)
@@ -650,40 +716,34 @@ cdef void project(Worker *k, Group *g, Py_ssize_t start, Py_ssize_t end,
     p.a = <const void **>k.a
     p.out = k.out
     p.rows = n
-    p.prefetch = n >= FEW_ROWS
-    span = max(1, <Py_ssize_t>(SIGNAL_WORK / (<double>n * l.inputs * l.tiles.lanes * each + 1)))
-    a = first
-    while a < last and not k.run.interrupted:                   # in pieces, so that Ctrl-C is seen between them
-        b = min(a + span, last)
-        p.first = a * each
-        p.last = b * each
-        l.tiles.product(&p)
-        account(k, <double>n * l.inputs * (b - a) * l.tiles.lanes * each)
-        a = b
+    none.rows = 0
+    stage(k, &l.x, &p, &none, NULL, shared, False)
 
 
-cdef bint barrier(Worker *k, Group *g, int rank, unsigned long *epoch) noexcept nogil:
+cdef bint barrier(Worker *k) noexcept nogil:
     """The group's barrier; True when all of it agree to stop."""
+    cdef Group *g = k.group
     cdef int width = k.run.width
     if width == 1:
         return k.run.interrupted
-    epoch[0] += 1
-    if rank == 0:
-        g.stop[epoch[0] & 1] = k.run.interrupted
-    team_barrier(g.lines, rank, width, epoch[0])
-    return g.stop[epoch[0] & 1]
+    k.group_epoch += 1
+    if k.seat == 0:
+        g.stop[k.group_epoch & 1] = k.run.interrupted
+    team_barrier(g.lines, k.seat, width, k.group_epoch)
+    return g.stop[k.group_epoch & 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # THE TIME LOOP
 
 
-cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
+cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     """All steps of a group, forwards or backwards; True when interrupted.
 
     Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
     Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
-    A rank owns the same units in every step and both parts, so one barrier a stage is enough.
+    A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
+    and none between a chunk's projection and its steps as long as a rank keeps to its own units.
     """
     cdef Run *run = k.run
     cdef Direction *d = g.direction
@@ -691,15 +751,15 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
     cdef Cell *cell = l.cell
     cdef const tiles_t *tiles = l.tiles
     cdef Py_ssize_t size = tiles.itemsize
-    cdef Py_ssize_t units = (l.H + tiles.lanes - 1) // tiles.lanes
-    cdef Py_ssize_t first = part(units, rank, run.width), last = part(units, rank + 1, run.width)
     cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
-    cdef unsigned long epoch = 0
     cdef int t
-    cdef bint back = run.backward
+    cdef bint back = run.backward, shared
     cdef product_t p[2]
     cdef pointwise_t q
+    k.group = g
+    k.seat = seat
+    k.group_epoch = 0
     memset(&q, 0, sizeof(q))
     q.stride = l.stride
     q.training = d.training
@@ -729,6 +789,7 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
         s = d.steps - 1 - turn if back else turn
         n = group_rows(g, d.active[s])
         m = n
+        shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
             m = group_rows(g, d.active[s + 1]) if turn else 0
         elif s == chunk_end:
@@ -736,7 +797,9 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
             while chunk_end < d.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= CHUNK):
                 chunk_rows += group_rows(g, d.active[chunk_end])
                 chunk_end += 1
-            project(k, g, s, chunk_end, first, last)
+            project(k, s, chunk_end, shared)
+            if shared and barrier(k):
+                return True
             at = 0
 
         for i in range(n):
@@ -764,12 +827,12 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
                 for i in range(p[t].rows):
                     j = g.first + i * g.every
                     k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
-                stage(k, l, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], first, last, turn & 1)
+                stage(k, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
             else:
                 for i in range(n):
                     k.a[i] = k.h_prev[i] if cell.source[t] < 0 else <char *>k.gates[i] + cell.source[t] * segment_bytes
-                stage(k, l, &l.h[t], &p[t], &q, tiles.forward[l.kind][t], first, last, turn & 1)
-            if barrier(k, g, rank, &epoch):
+                stage(k, &l.h[t], &p[t], &q, tiles.forward[l.kind][t], shared, turn & 1)
+            if barrier(k):
                 return True
 
     if back and d.steps:                                        # dh0: what step 0 sends
@@ -780,7 +843,7 @@ cdef bint time_loop(Worker *k, Group *g, int rank) noexcept nogil:
             k.dh[i] = d.d_h + j * segment_bytes
         p[0].rows = n
         q.rows = 0
-        stage(k, l, &d.dh[0], &p[0], &q, NULL, first, last, d.steps & 1)
+        stage(k, &d.dh[0], &p[0], &q, NULL, False, d.steps & 1)
         return k.run.interrupted if run.width == 1 else False
     return False
 
@@ -848,7 +911,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
     cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
-    cdef Py_ssize_t strips = max((H + LEFT_STRIP - 1) // LEFT_STRIP, min(run.size, (H + 5) // 6))
+    cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth
     cdef int which, segment, operand, packed_segment
     cdef Matrix right[3]                                        # x, h_prev, and r*h of gru_reset_before
@@ -872,12 +935,11 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             pack_right(k, d, cell.right[2], &right[2], row0, row0 + depth)
         if meet(k):
             return
-        for strip in range(total * k.rank // run.size, total * (k.rank + 1) // run.size):
-            if run.interrupted:
-                break
+        strip = -1
+        while not run.interrupted and next_turn(k, 0, &strip) < total:
             g = strip // strips
-            u0 = H * (strip - g * strips) // strips
-            u1 = H * (strip - g * strips + 1) // strips
+            u0 = 6 * (sixes * (strip - g * strips) // strips)
+            u1 = min(6 * (sixes * (strip - g * strips + 1) // strips), H)
             packed_segment = -1
             for which in range(2):
                 segment = cell.of_h[g] if which else cell.of_x[g]
@@ -906,19 +968,19 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 account(k, <double>p.rows * depth * p.columns)
                 if run.interrupted:
                     break
-        if meet(k):
-            return
         row0 += depth
+        if row0 < rows and meet(k):
+            return
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, a rank making its rows of the tape."""
+    """dx = gate gradients W_ih, so many rows of the tape a turn."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
-    cdef Py_ssize_t row = rows * k.rank // run.size, end = rows * (k.rank + 1) // run.size
-    cdef Py_ssize_t s = 0, n, b
+    cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows)
+    cdef Py_ssize_t block = -1, row, end, s, n, b
     cdef product_t p
     take(&p, &d.dx, l.tiles)
     from_gates(&p, l, &cell.x)
@@ -927,11 +989,12 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     p.columns = l.inputs
     p.accumulate = accumulate
     p.prefetch = 1
-    if row < end:
+    while not run.interrupted and next_turn(k, 1, &block) < blocks:
+        row = rows * block // blocks
+        end = rows * (block + 1) // blocks
         s = step_of(d, row)
-    while row < end and not run.interrupted:
         n = 0
-        while row < end and n < DX_ROWS:
+        while row < end:
             while row >= d.offset[s + 1]:
                 s += 1
             b = d.order[row - d.offset[s]]
@@ -974,8 +1037,6 @@ cdef void work(void *arg, int rank) noexcept nogil:
         return
     for i in range(run.directions):
         weight_gradients(&k, &run.direction[i])
-        if meet(&k):
-            return
         input_gradient(&k, &run.direction[i], i > 0)
         if meet(&k):
             return

@@ -6,6 +6,7 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 
 #if defined(__x86_64__)
@@ -68,6 +69,14 @@ double cpu_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+void cpu_large_pages(void *block, size_t size) {
+#if defined(MADV_HUGEPAGE)
+    madvise(block, size, MADV_HUGEPAGE); /* a wish: where it fails, the pages are small */
+#else
+    (void)block, (void)size;
+#endif
 }
 
 const char *cpu_compiler(void) {

@@ -11,6 +11,8 @@ const tiles_t *cpu_tiles(const char *isa);
 /* CPUs that this thread may run on. */
 int cpu_count(void);
 double cpu_seconds(void);
+/* Asks for large pages behind a block that is about to be written for the first time, where the system has them. */
+void cpu_large_pages(void *block, size_t size);
 const char *cpu_compiler(void);
 
 /* Flush-to-zero for the time of a call: denormals cost up to a hundred cycles each, and gates need none. */

@@ -22,7 +22,13 @@ void team_release(int granted);
  * `epoch` counts 1, 2, 3, ... and is the same for all ranks. */
 typedef struct {
     _Alignas(128) unsigned long epoch;
+    long turns[2]; /* taken from this line, by parity of the epoch */
 } barrier_line;
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch);
+/* The next of a line's turns, 0, 1, 2, ...; each goes to one rank. A barrier winds all of them back to 0: `epoch` is that
+ * of the last barrier, 0 before the first. */
+static inline long team_turn(barrier_line *line, unsigned long epoch) {
+    return __atomic_fetch_add(&line->turns[epoch & 1], 1, __ATOMIC_RELAXED);
+}
 
 #endif

@@ -26,6 +26,7 @@ typedef struct {
     ptrdiff_t out_panel, out_step;
     const REAL *init;
     int accumulate;
+    ptrdiff_t fetch_step; /* bytes from k to k+1 in the panel to come */
 } N(walk);
 
 /* One tile: R rows, P panels of V vectors. R, P, V and `fetch` are constants wherever this is inlined. */
@@ -46,14 +47,14 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
                                                   : N(all)(0);
             }
     }
-    const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel;
+    const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
     for (ptrdiff_t s = 0; s < g->segments; s++) {
         ptrdiff_t at = s * g->a_segment;
 #pragma GCC unroll 4
         for (ptrdiff_t k = 0; k < g->depth; k++) {
             if (fetch) {
                 __builtin_prefetch(next, 0, 2);
-                next += 64;
+                next += fetch_step;
             }
             N(vec) weight[8];
 #pragma GCC unroll 4
@@ -161,19 +162,21 @@ static const N(tile_fn) N(tiles_by_shape)[2][5][MOST_ROWS + 1] = {
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
 
 /* Rows [0, p->rows) of `width` vectors starting at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
-static void N(rows_of_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t width,
+static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t width,
                              ptrdiff_t out_offset, ptrdiff_t columns, const char *next) {
     const REAL *const *a = (const REAL *const *)p->a;
     REAL *const *out = (REAL *const *)p->out;
     const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
+    /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
+    if (next) g->fetch_step = tiles <= width ? 64 : (64 * width + tiles - 1) / tiles;
     for (ptrdiff_t t = 0; t < tiles; t++) {
         const ptrdiff_t rows = fewer + (t < longer);
         N(tile_fn) tile = N(tiles_by_shape)[0][width][rows];
         const char *ahead = next;
         if (next && N(tiles_by_shape)[1][width][rows]) {
             tile = N(tiles_by_shape)[1][width][rows];
-            next = t + 1 < width ? next + g->depth * g->segments * 64 : NULL; /* `width` tiles fetch the whole panel */
+            next += g->depth * g->segments * g->fetch_step;
         }
         if (columns >= width * LANES) {
             tile(g, a, a_offset, w, out, out_offset, ahead);

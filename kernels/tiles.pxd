@@ -69,10 +69,12 @@ cdef extern from "team.h" nogil:
     void team_run(int size, team_fn fn, void *arg)
     void team_release(int granted)
     void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch)
+    long team_turn(barrier_line *line, unsigned long epoch)
 
 cdef extern from "cpu.h" nogil:
     const char *cpu_isa(int index)
     const tiles_t *cpu_tiles(const char *isa)
     int cpu_count()
     double cpu_seconds()
+    void cpu_large_pages(void *block, size_t size)
     const char *cpu_compiler()
