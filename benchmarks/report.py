@@ -363,7 +363,8 @@ def draw_latency(rows: list[Row]) -> Any:
         ticks = [t for t in (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low <= t <= high]
         ax.set_xticks(ticks, [f"{t:g}" for t in ticks])
         ax.minorticks_off()
-        ax.legend(fontsize=8, frameon=False)
+        if ax.patches:
+            ax.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -12,6 +12,7 @@ import math
 import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -319,3 +320,56 @@ def test_the_comparison_with_peers_writes_its_results(tmp_path):
     assert (row["cell"], row["B"], row["I"], row["H"], row["mode"]) == ("gru", 1, 3, 5, "stream")
     assert set(row["seconds"]) == {"fusedrnn", "numpy"}
     assert run["machine_info"]["cpu"] == machine.cpu()
+
+
+# --- the report ---
+
+ABOUT = {"kernel": "lstm_forward_f32", "cell": "lstm", "mode": "inference", "dtype": "float32", "backend": "cython"}
+SIZED = ABOUT | {"B": 1, "T": 100, "I": 256, "H": 256, "seconds": 2e-3, "limit": "weights in L2", "fraction": 0.456}
+STREAMED = SIZED | {"kernel": "lstm_stream_f32", "mode": "stream", "p99": 3e-3, "histogram": {"0.002": 9, "0.003": 1}}
+GROWN = {"axis": "T", "values": [8, 32], "times": [1e-3, 4e-3], "growth": 1.0, "KiB": {"8": 64, "32": 256}}
+THREADED = {"axis": "threads", "values": [1, 2], "times": [4e-3, 2e-3], "growth": -1.0}
+PREDICTED = {"predicted": {"values": [4], "times": [1e-3]}}
+ENTRIES = [
+    ("grid", "test_grid[a-cython]", SIZED),
+    ("streams", "test_stream[b-cython]", STREAMED),
+    ("ragged", "test_ragged[uniform-lstm-cython]", SIZED | {"over_share_of_dense": 1.07}),
+    ("denormals", "test_denormals[lstm-cython]", SIZED | {"over_ordinary": 1.01}),
+    ("scaling", "test_size[T-cython]", SIZED | GROWN | {"memory_growth": 0.98}),
+    ("scaling", "test_threads[cython]", SIZED | THREADED | PREDICTED),
+    ("cold_start", "test_import", {"seconds": 0.05}),
+]
+
+
+def test_the_report_writes_tables_and_pictures(tmp_path):
+    report = pytest.importorskip("report", exc_type=ImportError)
+    limits = dataclasses.asdict(replaced(barrier=1e-7, latency=1.5e-9))
+    about = machine.describe() | {"limits": {"float32": limits, "float64": limits}}
+    rows = [{"group": group, "name": name, "extra_info": extra} for group, name, extra in ENTRIES]
+    run = {"machine_info": about, "datetime": "2026-01-02T03:04", "benchmarks": rows}
+    times = {"fusedrnn": 1e-3, "torch": 2e-3, "jax": 5e-3}
+    job = dataclasses.asdict(Work("lstm", 1, 100, 256, 256))
+    parts = {name: 0.4e-3 / seconds for name, seconds in times.items()}
+    ratio = {name: seconds / 1e-3 for name, seconds in times.items()}
+    results = [job | {"mode": m, "seconds": times, "fraction": parts, "ratio": ratio} for m in work.MODES]
+    results.append(job | {"mode": "memory", "KiB": {"fusedrnn": 1024, "torch": 4096}})
+    peers_run = {"versions": {"torch": "9.9"}, "command": "make bench-peers", "results": results}
+    (tmp_path / "bench.json").write_text(json.dumps(run), encoding="utf-8")
+    (tmp_path / "peers.json").write_text(json.dumps(peers_run), encoding="utf-8")
+    old = "before\n<!-- report:begin -->\nold\n<!-- report:end -->\nafter\n"
+    for name in ("docs.md", "readme.md"):
+        (tmp_path / name).write_text(old, encoding="utf-8")
+    where = {"--docs": "docs.md", "--readme": "readme.md", "--pictures": "docs/pictures"}
+    options = [argument for name, path in where.items() for argument in (name, str(tmp_path / path))]
+    report.main([str(tmp_path / "bench.json"), str(tmp_path / "peers.json"), *options])
+    docs, readme = ((tmp_path / name).read_text(encoding="utf-8") for name in ("docs.md", "readme.md"))
+    for page in (docs, readme):
+        assert page.startswith("before\n<!-- report:begin -->\n\nMeasured on 2026-01-02")
+        assert page.endswith("\n\n<!-- report:end -->\nafter\n")
+        assert "\nold\n" not in page
+    for shown in ("2.00 ms | 46 % | weights in L2", "3.00 ms", "1.07", "T^1.00", "T^0.98", "**0.25**", "50.0 ms"):
+        assert shown in docs
+    assert "| `lstm` | forward | 2.00 | 5.00 | **2.00 (2.00 to 2.00)** | 46 % |" in readme
+    for name in ("roofline", "ratios", "scaling", "latency"):
+        assert f"pictures/{name}.svg" in docs
+        assert ET.parse(tmp_path / "docs" / "pictures" / f"{name}.svg").getroot().tag.endswith("svg")
