@@ -83,7 +83,7 @@ def compare(mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 def versions(names: list[str]) -> dict[str, str]:
     """Of the peers."""
     found = {}
-    for name in dict.fromkeys(contenders.package(name) for name in names):
+    for name in dict.fromkeys(contenders.package(name) for name in names if name != "numpy"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -26,7 +26,7 @@ import matplotlib.ticker
 import shapes
 
 from fusedrnn.bench import roofline, text
-from fusedrnn.bench.contenders import TITLES
+from fusedrnn.bench.contenders import FAST, TITLES
 from fusedrnn.bench.machine import Limits
 from fusedrnn.bench.work import GATES, PASSES, Work
 
@@ -197,8 +197,8 @@ def memory(results: list[Row]) -> str:
 
 def short(rows: list[Row], results: list[Row]) -> str:
     """The README's table: one line a cell and pass, over all shapes of the grid."""
-    peers = [name for name in peer_names(results) if not name.startswith("fusedrnn")]
-    head = ["cell", "pass", *(f"{TITLES[name]} / fusedrnn" for name in peers), "best peer / fusedrnn", "of the limit"]
+    peers = [name for name in peer_names(results) if name in (*FAST, "numpy")]
+    head = ["cell", "pass", *(TITLES[name] for name in peers), "fastest peer", "of the limit"]
     table = []
     for cell in shapes.THREE:
         for mode in PASSES:
@@ -208,7 +208,7 @@ def short(rows: list[Row], results: list[Row]) -> str:
                      if r.get("kernel") == kernel and r["group"] in ("grid", "streams") and r["backend"] == "cython"
                      and "fraction" in r]  # fmt: skip
             ratios = [[row["ratio"][name] for row in chosen if name in row["ratio"]] for name in peers]
-            each = [f"{statistics.geometric_mean(values):.2f}" if values else "–" for values in ratios]
+            each = [text.number(statistics.geometric_mean(values)) if values else "–" for values in ratios]
             part = percent(statistics.median(found)) if found else "–"
             table.append([f"`{cell}`", WORDS[mode], *each, f"**{means(best(row) for row in chosen)}**", part])
     return text.markdown([head, *table])
@@ -241,12 +241,14 @@ def draw_roofline(results: list[Row], at: Limits) -> Any:
         if not math.isnan(rate):
             top = min(ends[1], at.flops / rate)
             ax.plot([ends[0], top], [ends[0] * rate / 1e9, top * rate / 1e9], color="#999999", linewidth=1)
-            ax.annotate(level, (ends[0] * 1.05, ends[0] * rate / 1e9), fontsize=8, color="#666666", rotation=38,
+            ax.annotate(level, (ends[0] * 1.15, ends[0] * 1.15 * rate / 1e9), fontsize=8, color="#666666", rotation=38,
                         rotation_mode="anchor", xytext=(0, 3), textcoords="offset points")  # fmt: skip
     ax.plot([at.flops / max(at.bandwidth.values()), ends[1]], [at.flops / 1e9] * 2, color="#999999", linewidth=1)
     ax.annotate(f"multiply-adds, {at.threads} threads: {at.flops / 1e9:.0f} GFLOP/s", (ends[1], at.flops / 1e9),
                 fontsize=8, color="#666666", ha="right", xytext=(0, 4), textcoords="offset points")  # fmt: skip
     names = [name for name in peer_names(results) if name in ("fusedrnn", "torch", "onnxruntime", "jax")]
+    cells = dict.fromkeys(row["cell"] for row in results)
+    beside = {cell: 0.92 + 0.08 * i for i, cell in enumerate(cells)}  # so that none hides another
     for row in results:
         if row["mode"] != "inference" or "fraction" not in row:
             continue
@@ -255,10 +257,9 @@ def draw_roofline(results: list[Row], at: Limits) -> Any:
         for name in names:
             if name in row["fraction"]:
                 ours = name == "fusedrnn"
-                ax.plot(intensity(job), reachable * row["fraction"][name], MARKS.get(name, "o"),
+                ax.plot(intensity(job) * beside[job.cell], reachable * row["fraction"][name], MARKS.get(name, "o"),
                         color=COLORS[job.cell], markersize=7 if ours else 4.5,
                         markerfacecolor=COLORS[job.cell] if ours else "none", alpha=1 if ours else 0.75)  # fmt: skip
-    cells = dict.fromkeys(row["cell"] for row in results)
     for cell in cells:
         ax.plot([], [], "o", color=COLORS[cell], label=cell)
     for name in names:
@@ -295,7 +296,7 @@ def draw_ratios(results: list[Row]) -> Any:
     figure.supxlabel("fastest peer's time / fusedrnn's (right of the line fusedrnn is faster)", fontsize=9)
     for cell in dict.fromkeys(row["cell"] for row in results):
         panels[-1].plot([], [], "o", color=COLORS[cell], label=cell)
-    panels[-1].legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(fontsize=8, frameon=False, loc="outside upper right", ncols=3)
     return figure
 
 
@@ -454,7 +455,10 @@ def main(arguments: list[str]) -> None:
     write(options.docs, page(run, peers, rows, options.pictures.name))
     if peers:
         where = options.pictures.resolve().relative_to(options.readme.resolve().parent).as_posix()
-        lead = "The peers' times over fusedrnn's: geometric means over the shapes; in brackets the worst and the best."
+        lead = (
+            "Peers' times over fusedrnn's, geometric means over the shapes, in brackets the smallest and the largest; "
+            "and the median fraction of what the machine can do at most."
+        )
         parts = [described(run, peers), f"![ratios]({where}/ratios.svg)", lead, short(rows, timed)]
         write(options.readme, "\n\n".join(parts))
 
