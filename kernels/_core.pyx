@@ -112,9 +112,9 @@ cdef enum:
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
-    SPARES = 4              # blocks of memory kept for the next call, ...
+    SPARES = 3              # blocks of memory kept for the next call, ...
     SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
-    SPARE_MOST = 16 * 1024 * 1024   # ... and at most
+    SPARE_MOST = 40 * 1024 * 1024   # ... and at most
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
@@ -912,7 +912,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
     cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
     cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
-    cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth
+    cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth, sixes_apart
     cdef int which, segment, operand, packed_segment
     cdef Matrix right[3]                                        # x, h_prev, and r*h of gru_reset_before
     cdef product_t p
@@ -929,6 +929,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     row0 = 0
     while row0 < rows:
         depth = min(<Py_ssize_t>LEFT_DEPTH, rows - row0)
+        sixes_apart = 6 * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
         pack_right(k, d, -2, &right[0], row0, row0 + depth)
         pack_right(k, d, -1, &right[1], row0, row0 + depth)
         if cell.stages == 2:
@@ -947,7 +948,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 grad = d.grad_w_hh if which else d.grad_w_ih
                 bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
                 if segment != packed_segment:
-                    l.tiles.pack_left(k.buffer, d.gates + (row0 * ld + segment * l.stride + u0) * size, ld, depth,
+                    l.tiles.pack_left(k.buffer, sixes_apart, d.gates + (row0 * ld + segment * l.stride + u0) * size, ld, depth,
                                       u1 - u0, bias)
                     packed_segment = segment
                 else:
@@ -962,7 +963,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 p.accumulate = row0 > 0
                 p.prefetch = 1
                 for i in range(u1 - u0):
-                    k.a[i] = k.buffer + (i // 6 * 6 * depth + i % 6) * size
+                    k.a[i] = k.buffer + (i // 6 * sixes_apart + i % 6) * size
                     k.out[i] = grad + (g * H + u0 + i) * p.columns * size
                 l.tiles.product(&p)
                 account(k, <double>p.rows * depth * p.columns)
@@ -1070,7 +1071,7 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
         if d.x_i != d.layer.tiles.itemsize:
             staged = max(staged, max(rows, d.B) * d.layer.inputs * d.layer.tiles.itemsize)
     if run.backward:
-        staged = max(staged, LEFT_STRIP * LEFT_DEPTH * 8)
+        staged = max(staged, LEFT_STRIP * (LEFT_DEPTH + 64) * 8)
     return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
 
 
@@ -1752,15 +1753,15 @@ cdef struct Probe:                          # what a rank repeats: the first of 
 
 cdef void run_probe(void *arg, int rank) noexcept nogil:
     cdef Probe *p = <Probe *>arg
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, _
     if p.lines != NULL:
         for i in range(1, p.repeats + 1):
             team_barrier(p.lines, rank, p.threads, p.epoch + i)
     elif p.product != NULL:
-        for i in range(p.repeats):
+        for _ in range(p.repeats):
             p.tiles.product(p.product)
     elif p.data != NULL:
-        for i in range(p.repeats):
+        for _ in range(p.repeats):
             p.tiles.read(p.data + rank * p.bytes, p.bytes // p.tiles.itemsize)
     else:
         p.tiles.multiply_adds(p.repeats)

@@ -250,11 +250,14 @@ static void N(product)(const product_t *p) {
         return;
     }
     g.segments = 1;
+    const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
+    const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
+    const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
     for (ptrdiff_t s = 0; s < p->segments; s++)
         for (ptrdiff_t k = 0; k < p->depth; k += DEPTH) {
             g.depth = p->depth - k < DEPTH ? p->depth - k : DEPTH;
             const ptrdiff_t k0 = s * p->depth + k;
-            const char *after = k0 + g.depth == K ? p->next : NULL;
+            const char *after = k0 + g.depth == K ? p->next : first + (k0 + g.depth) * full * LANES * sizeof(REAL);
             N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
             g.accumulate = 1;
         }
@@ -299,7 +302,8 @@ static void N(pack_rows)(const pack_t *p) {
 }
 
 /* The left operand of dW in groups of 6 rows side by side, so that a tile reads one short line a k; column sums beside. */
-static void N(pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns, void *sum) {
+static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
+                         void *sum) {
     const REAL *const from = (const REAL *)src;
     for (ptrdiff_t m = 0; sum && m < columns; m += LANES) {
         const ptrdiff_t n = columns - m;
@@ -310,8 +314,8 @@ static void N(pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t dep
     for (ptrdiff_t k = 0; k < depth; k++) {
         REAL *to = (REAL *)dst + k * 6;
         ptrdiff_t m = 0;
-        for (; m + 6 <= columns; m += 6) memcpy(to + m * depth, from + k * ld + m, 6 * sizeof(REAL));
-        for (ptrdiff_t i = m; i < columns; i++) to[m * depth + i - m] = from[k * ld + i];
+        for (; m + 6 <= columns; m += 6, to += step) memcpy(to, from + k * ld + m, 6 * sizeof(REAL));
+        for (ptrdiff_t i = m; i < columns; i++) to[i - m] = from[k * ld + i];
     }
 }
 
@@ -319,16 +323,15 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     N(vec) sum[12];
     for (int i = 0; i < 12; i++) sum[i] = N(all)((REAL)i);
     N(vec) a = N(all)((REAL).999), b = N(all)((REAL).001);
-    /* long bodies: where a short loop's jump lies badly in its cache line, a Cascade Lake reaches half the rate */
     for (ptrdiff_t k = 0; k < repeats; k++) {
-#pragma GCC unroll 96
-        for (int i = 0; i < 8 * 12; i++) sum[i % 12] = N(fma)(sum[i % 12], a, b);
+#pragma GCC unroll 48 /* long enough for the loop's own instructions, and where they happen to lie, not to matter */
+        for (int i = 0; i < 48; i++) sum[i % 12] = N(fma)(sum[i % 12], a, b);
     }
     N(vec) total = N(all)(0);
     for (int i = 0; i < 12; i++) total += sum[i];
     volatile REAL keep = total[0];
     (void)keep;
-    return 2. * 8 * 12 * LANES * (double)repeats;
+    return 2. * 48 * LANES * (double)repeats;
 }
 
 /* Reads n elements (a multiple of 32 vectors): the bandwidth's probe. */

@@ -79,8 +79,10 @@ typedef struct {
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);
-    /* dst[m/6][k][m%6] = src[k][m], m < columns, k < depth; sum[m] += src[k][m] in ascending k (NULL: no sums) */
-    void (*pack_left)(void *dst, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns, void *sum);
+    /* dst[m/6 * step + k*6 + m%6] = src[k*ld + m], m < columns, k < depth; sum[m] += src[k*ld + m] in ascending k
+     * (NULL: no sums) */
+    void (*pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
+                      void *sum);
     pointwise_fn forward[CELLS][2]; /* [cell][stage], NULL past the cell's last stage */
     pointwise_fn backward[CELLS][2];
     void (*sigmoid)(const void *x, void *y, ptrdiff_t n);
