@@ -1772,7 +1772,7 @@ cdef double probe(Probe *p, int threads, double seconds):
 
     Whatever else runs on the machine only ever makes a part slower.
     """
-    cdef int granted = team_acquire(threads, 1), parts = 8
+    cdef int granted = team_acquire(threads, .005), parts = 8
     cdef double began, taken = 0, best = 0
     try:
         if granted < threads:
