@@ -60,7 +60,8 @@ def test_size(timer: Timer, axis, cell, mode, backend):
     points = [measured(timer, job, mode, backend) for job in jobs]
     found = {"axis": axis, "values": values, "times": [p[0] for p in points], "of_limit": [p[1] for p in points]}
     found["growth"] = exponent(values[1:], found["times"][1:])
-    if sys.platform == "linux" and cell == "lstm":
+    # Of one backend: another one may have to compile for seconds in each of these processes.
+    if sys.platform == "linux" and cell == "lstm" and backend == fr.backends.get().name:
         found["KiB"] = {n: memory(job, mode, backend) for n, job in list(zip(values, jobs, strict=True))[-MEASURED:]}
         found["memory_growth"] = exponent(list(found["KiB"]), [max(4.0, kib) for kib in found["KiB"].values()])
     timer.benchmark.extra_info.update(found)

@@ -112,6 +112,12 @@ def test_a_level_that_is_not_there_is_passed_over():
     assert roofline.reading(3e6, limits) == (pytest.approx(32e3 / 1e11 + 968e3 / 5e10 + 2e6 / 1.25e10), "memory")
 
 
+def test_a_limit_that_could_not_be_probed_gives_no_bound():
+    for lost in ("flops", "barrier", "latency"):
+        bound = roofline.bound(Work("lstm", 1, 50, 4, 120), "inference", replaced(**{lost: math.nan}))
+        assert math.isnan(bound.seconds)
+
+
 @pytest.mark.parametrize("mode", ["inference", "training", "stream"])
 @pytest.mark.parametrize("cell", shapes.CELLS)
 def test_every_cell_pass_and_shape_has_a_bound(cell, mode):

@@ -176,9 +176,8 @@ class Result:
 
     def fraction(self, name: str) -> float:
         """Of the limit, the median over the rounds; NaN where nothing could be probed."""
-        if not self.bounds:
-            return float("nan")
-        return statistics.median(b / t for b, t in zip(self.bounds, self.seconds[name], strict=True))
+        found = [b / t for b, t in zip(self.bounds, self.seconds[name], strict=bool(self.bounds)) if b == b]
+        return statistics.median(found) if found else float("nan")
 
     def record(self) -> dict[str, Any]:
         """For a JSON file."""

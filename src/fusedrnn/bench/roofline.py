@@ -32,14 +32,20 @@ def reading(size: float, limits: Limits) -> tuple[float, str]:
     """
     seconds, held, last = 0.0, 0.0, "L1"
     for level, room in limits.caches.items():
-        rate = limits.bandwidth[level] / limits.threads
-        if size > held and room > held and not math.isnan(rate):
+        if size > held and room > held:
+            rate = limits.bandwidth[level] / limits.threads
             seconds, held, last = seconds + (min(size, room) - held) / rate, room, level
     return seconds, last
 
 
 def bound(work: Work, mode: str, limits: Limits) -> Bound:
-    """The best over the ways to share W_hh among the threads: one rank holds all of it and shares the batch instead."""
+    """The best over the ways to share W_hh among the threads: one rank holds all of it and shares the batch instead.
+
+    NaN where one of the limits could not be probed.
+    """
+    rates = [limits.bandwidth[level] for level, room in limits.caches.items() if room]
+    if any(math.isnan(value) for value in (limits.flops, limits.barrier, limits.latency, *rates)):
+        return Bound(math.nan, "not probed")
     return min((divided(work, mode, limits, n) for n in range(1, limits.threads + 1)), key=lambda b: b.seconds)
 
 
