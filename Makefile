@@ -7,8 +7,11 @@
 #   make tiles      the C kernels alone against scalar loops (make tiles CC=clang)
 #   make neon       the same for 64-bit ARM: cross-compiled by CROSS, run by EMULATOR, statically linked
 #                   (Debian: apt-get install gcc-aarch64-linux-gnu qemu-user)
-#   make bench      the benchmarks, results kept in .benchmarks (make bench ARGS="-k lstm")
-#   make bench-peers   the speed beside PyTorch, ONNX Runtime and JAX (ARGS="--memory --readme": into README.md)
+#   make bench      the benchmarks, a quarter of an hour, results in RESULTS (make bench ARGS="-k lstm")
+#   make bench-compare   what got slower in RESULTS since BASE (default: the newest in benchmarks/results)
+#   make bench-paired    this tree beside commit BASE (default: HEAD^), both built and timed in one run
+#   make bench-peers     the speed beside PyTorch, ONNX Runtime, JAX and others, results in PEERS
+#   make bench-report    tables and pictures of RESULTS and PEERS, into docs/performance.md and README.md
 #   make docs       the documentation as HTML, in docs/_build
 #   make dist       sdist and wheel, in dist
 #   make clean      remove all that the above have made
@@ -24,9 +27,11 @@ CROSS ?= aarch64-linux-gnu-gcc
 EMULATOR ?= qemu-aarch64
 TILES := tests/tiles_check.c kernels/cpu.c $(wildcard kernels/isa/*.c)
 TILES_FLAGS := -O3 -std=gnu11 -ffp-contract=off -Wall -Wextra -Werror -Ikernels
+RESULTS ?= .benchmarks/bench.json
+PEERS ?= .benchmarks/peers.json
 BUILD_INPUTS := pyproject.toml setup.py $(shell find kernels -type f)
 
-.PHONY: run test lint sanitize tiles neon bench bench-peers docs dist clean
+.PHONY: run test lint sanitize tiles neon bench bench-compare bench-paired bench-peers bench-report docs dist clean
 .NOTPARALLEL:
 .SECONDEXPANSION:
 
@@ -65,11 +70,27 @@ neon:
 	$(EMULATOR) build/tiles_check_neon
 
 bench: $(VENV)/.package $(VENV)/.group-bench
-	$(BIN)/python -m pytest benchmarks --quiet --benchmark-autosave --benchmark-max-time=0.25 --benchmark-sort=name \
+	mkdir -p $(dir $(RESULTS))
+	$(BIN)/python -m pytest benchmarks --quiet --benchmark-json=$(RESULTS) --benchmark-sort=name \
 		--benchmark-columns=min,median,iqr,rounds $(ARGS)
 
+bench-compare: BASE ?= $(lastword $(sort $(wildcard benchmarks/results/bench-*.json)))
+bench-compare: $(VENV)/.package
+	$(BIN)/python benchmarks/compare.py $(BASE) $(RESULTS)
+
+bench-paired: BASE ?= HEAD^
+bench-paired: $(VENV)/.package
+	rm -rf build/base build/base-source
+	mkdir -p build/base-source
+	git archive $(BASE) | tar -x -C build/base-source
+	$(BIN)/python -m pip install --quiet --no-deps --target build/base build/base-source
+	$(BIN)/python benchmarks/paired.py build/base src
+
 bench-peers: $(VENV)/.package $(VENV)/.group-peers
-	$(BIN)/python benchmarks/peers.py $(ARGS)
+	$(BIN)/python benchmarks/peers.py --json $(PEERS) $(ARGS)
+
+bench-report: $(VENV)/.package $(VENV)/.group-bench
+	$(BIN)/python benchmarks/report.py $(RESULTS) $(PEERS)
 
 docs: $(VENV)/.package $(VENV)/.group-docs
 	$(BIN)/python -m sphinx --fail-on-warning docs docs/_build $(ARGS)

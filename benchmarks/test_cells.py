@@ -1,105 +1,52 @@
-"""Every cell and pass under its kernel's name, over sizes and dtypes, each checked against the reference before it is
-timed: a frozen layer (forward), forward with a tape and backward (training), one step of a stream (stream)."""
+"""Every cell and pass under its kernel's name, over the grid, DeepBench's shapes and those of small real networks.
+
+The reference backend is timed where it takes some milliseconds.
+"""
 
 from __future__ import annotations
 
 import pytest
-import work
-from conftest import Timer
-from work import Work
+import shapes
+from conftest import Timer, every_backend, fast_backends, over
 
-FLOAT64 = ((8, 100, 128, 128), (32, 50, 256, 256))
+from fusedrnn.bench.work import Work
 
+REFERENCE_FLOPS = 5e8
 
-def over(points, float64=()):
-    """Parametrise a benchmark over (B, T, I, H) and the dtype."""
-    cases = [(*p, "float32") for p in points] + [(*p, "float64") for p in float64]
-    return pytest.mark.parametrize("size", cases, ids=[f"B{B}-T{T}-I{I}-H{H}-{dtype}" for B, T, I, H, dtype in cases])
-
-
-def forward(timer: Timer, job: Work) -> None:
-    timer(job, work.inference(job), work.inference(job, "reference"), job.flops())
-
-
-def training(timer: Timer, job: Work) -> None:
-    timer(job, work.training(job), work.training(job, "reference"), job.flops(training=True))
-
-
-def stream(timer: Timer, job: Work) -> None:
-    seconds = timer(job, work.stream(job), work.stream(job, "reference"), job.flops())
-    timer.note(microseconds=seconds * 1e6)
+grid = [
+    (Work(cell, *shape, dtype), mode)
+    for dtype, cells, points in (
+        ("float32", shapes.CELLS, shapes.GRID),
+        ("float32", shapes.THREE, shapes.ODD),
+        ("float64", shapes.CELLS, shapes.GRID_FLOAT64),
+    )
+    for cell in cells
+    for mode in ("inference", "training")
+    for shape in points
+]
+deep = [(shapes.shortened(cell, shape), mode) for cell, shape in shapes.DEEPBENCH for mode in ("inference", "training")]
+small = [(name, job, mode) for name, job in shapes.SMALL.items() for mode in ("inference", "training")]
 
 
-@over(work.POINTS, FLOAT64)
-def test_rnn_tanh_forward(timer, size):
-    forward(timer, Work("rnn_tanh", *size))
+@every_backend
+@over({f"{job.kernel(mode)}-{shapes.named(job)}": (job, mode) for job, mode in grid})
+def test_grid(timer: Timer, case, backend):
+    timer.benchmark.group = "grid"
+    job, mode = case
+    if backend == "reference" and job.flops(training=mode == "training") > REFERENCE_FLOPS:
+        pytest.skip("the reference takes too long")
+    timer(job, mode, backend)
 
 
-@over(work.POINTS, FLOAT64)
-def test_rnn_tanh_training(timer, size):
-    training(timer, Work("rnn_tanh", *size))
+@fast_backends
+@over({f"{job.kernel(mode)}-{shapes.named(job)}": (job, mode) for job, mode in deep})
+def test_deepbench(timer: Timer, case, backend):
+    timer.benchmark.group = "deepbench"
+    timer(*case, backend)
 
 
-@over(work.STREAM_POINTS)
-def test_rnn_tanh_stream(timer, size):
-    stream(timer, Work("rnn_tanh", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_rnn_relu_forward(timer, size):
-    forward(timer, Work("rnn_relu", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_rnn_relu_training(timer, size):
-    training(timer, Work("rnn_relu", *size))
-
-
-@over(work.STREAM_POINTS)
-def test_rnn_relu_stream(timer, size):
-    stream(timer, Work("rnn_relu", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_gru_forward(timer, size):
-    forward(timer, Work("gru", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_gru_training(timer, size):
-    training(timer, Work("gru", *size))
-
-
-@over(work.STREAM_POINTS)
-def test_gru_stream(timer, size):
-    stream(timer, Work("gru", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_gru_reset_before_forward(timer, size):
-    forward(timer, Work("gru_reset_before", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_gru_reset_before_training(timer, size):
-    training(timer, Work("gru_reset_before", *size))
-
-
-@over(work.STREAM_POINTS)
-def test_gru_reset_before_stream(timer, size):
-    stream(timer, Work("gru_reset_before", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_lstm_forward(timer, size):
-    forward(timer, Work("lstm", *size))
-
-
-@over(work.POINTS, FLOAT64)
-def test_lstm_training(timer, size):
-    training(timer, Work("lstm", *size))
-
-
-@over(work.STREAM_POINTS)
-def test_lstm_stream(timer, size):
-    stream(timer, Work("lstm", *size))
+@fast_backends
+@over({f"{job.kernel(mode)}-{name}": (job, mode) for name, job, mode in small})
+def test_small(timer: Timer, case, backend):
+    timer.benchmark.group = "small"
+    timer(*case, backend)

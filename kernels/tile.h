@@ -334,15 +334,15 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     return 2. * 48 * LANES * (double)repeats;
 }
 
-/* Reads n elements (a multiple of 8 vectors): the bandwidth's probe. */
+/* Reads n elements (a multiple of 32 vectors): the bandwidth's probe. */
 static void N(read)(const void *from, ptrdiff_t n) {
-    N(vec) sum[8];
-    for (int i = 0; i < 8; i++) sum[i] = N(all)(0);
-    for (ptrdiff_t k = 0; k < n; k += 8 * LANES)
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) sum[i] += N(load)((const REAL *)from + k + i * LANES);
+    N(vec) sum[12];
+    for (int i = 0; i < 12; i++) sum[i] = N(all)(0);
+    for (ptrdiff_t k = 0; k < n; k += 32 * LANES)
+#pragma GCC unroll 32
+        for (int i = 0; i < 32; i++) sum[i % 12] += N(load)((const REAL *)from + k + i * LANES);
     N(vec) total = N(all)(0);
-    for (int i = 0; i < 8; i++) total += sum[i];
+    for (int i = 0; i < 12; i++) total += sum[i];
     volatile REAL keep = total[0];
     (void)keep;
 }

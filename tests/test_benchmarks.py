@@ -1,21 +1,381 @@
-"""The comparison with the peers runs without any, and writes where it is told. Speed is no test's business."""
+"""The tools that measure speed: the probe, the model, the comparison, the contenders. Speed is no test's business.
+
+The comparison has to catch a kernel that was slowed down by 20 % on purpose, and to stay silent about two runs of the
+same; on made-up runs for its statistics, and on processes that really are slower for the paired runs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
+import shutil
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
-PEERS = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+import numpy as np
+import pytest
+
+import fusedrnn as fr
+from fusedrnn.bench import contenders, machine, race, roofline, work
+from fusedrnn.bench.machine import Limits
+from fusedrnn.bench.work import Work
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import compare  # noqa: E402
+import paired  # noqa: E402
+import peers  # noqa: E402
+import shapes  # noqa: E402
+
+# 1e12 operations a second, 1e11 bytes a second and thread from L1, halved from level to level, no barrier, no chain
+SIMPLE = Limits(
+    "float32",
+    "none",
+    2,
+    1e12,
+    {"L1": 2e11, "L2": 1e11, "L3": 5e10, "memory": 2.5e10},
+    {"L1": 32e3, "L2": 1e6, "L3": 1e7, "memory": math.inf},
+    0.0,
+    0.0,
+)
 
 
-def test_the_comparison_writes_its_table(tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nafter\n", encoding="utf-8")
-    arguments = ["stream", "--peers=", "--cells=gru", "--points", "1,1,3,5", "--rounds=1", "--seconds=0"]
-    subprocess.run([sys.executable, str(PEERS), *arguments, "--readme", str(page)], check=True)
-    text = page.read_text(encoding="utf-8")
-    assert text.startswith("before\n<!-- speed:begin -->\n\nMeasured on ")
-    assert text.endswith(" |\n\n<!-- speed:end -->\nafter\n")
-    assert "| `gru` | 1 | 3 | 5 |" in text
-    assert "\nold\n" not in text
+def replaced(**changes) -> Limits:
+    return dataclasses.replace(SIMPLE, **changes)
+
+
+def test_large_batches_are_bound_by_arithmetic():
+    job = Work("lstm", 64, 50, 512, 512)
+    bound = roofline.bound(job, "inference", SIMPLE)
+    assert bound == roofline.Bound(2 * 4 * 512 * 1024 * 64 * 50 / 1e12, "arithmetic")
+    assert roofline.bound(job, "training", SIMPLE).seconds == 3 * bound.seconds
+
+
+def test_one_sequence_is_bound_by_its_weights():
+    job = Work("gru", 1, 1000, 1, 256)  # 3 * 256 * 256 * 4 bytes, half of them each thread's
+    share = 3 * 256 * 256 * 4 / 2
+    expected = 1000 * (32e3 / 1e11 + (share - 32e3) / 5e10)
+    bound = roofline.bound(job, "inference", SIMPLE)
+    assert bound.limit == "weights in L2"
+    assert bound.seconds == pytest.approx(expected)
+    assert roofline.bound(job, "training", SIMPLE).seconds == pytest.approx(2 * expected)
+
+
+def test_a_stream_reads_both_matrices():
+    (job, step) = (Work("rnn_tanh", 1, T, 64, 64) for T in (2, 1))
+    of_two, of_one = (roofline.bound(j, "inference", SIMPLE).seconds for j in (job, step))
+    assert of_one == pytest.approx(2 * 64 * 64 * 4 / 2 / 1e11)
+    assert of_two == pytest.approx(of_one)
+
+
+def test_wide_input_is_bound_by_data():
+    job = Work("rnn_tanh", 100, 100, 10000, 1)
+    assert roofline.bound(job, "inference", SIMPLE).limit == "data in memory"
+
+
+def test_dear_barriers_are_avoided_by_sharing_the_batch():
+    job = Work("lstm", 64, 50, 256, 256)
+    for barrier, most in ((1e-9, 1.001), (1.0, 2.0)):
+        slow = roofline.bound(job, "inference", replaced(barrier=barrier)).seconds
+        assert slow <= most * roofline.bound(job, "inference", SIMPLE).seconds
+    single = roofline.bound(Work("rnn_tanh", 1, 50, 4, 2000), "inference", replaced(barrier=1e-3))
+    assert single.limit.startswith("weights")
+
+
+def test_a_barrier_that_takes_most_of_the_time_binds():
+    half = 120 * 120 * 4 / 2  # fits L1, all of it would not
+    bound = roofline.bound(Work("rnn_tanh", 1, 50, 4, 120), "inference", replaced(barrier=4e-7))
+    assert bound.limit == "barrier"
+    assert bound.seconds == pytest.approx(50 * (half / 1e11 + 4e-7))
+
+
+def test_a_chain_binds_the_smallest():
+    bound = roofline.bound(Work("lstm", 1, 100, 1, 8), "inference", replaced(latency=1.6e-9))
+    assert bound == roofline.Bound(100 * 8 * 1.6e-9, "chain")
+    twice = roofline.bound(Work("gru_reset_before", 1, 100, 1, 8), "inference", replaced(latency=1.6e-9))
+    assert twice == roofline.Bound(100 * 16 * 1.6e-9, "chain")
+
+
+def test_padding_costs_no_arithmetic():
+    dense, lengths = Work("lstm", 32, 50, 256, 256), shapes.ragged("uniform")
+    sparse = dataclasses.replace(dense, lengths=lengths)
+    ratio = roofline.bound(sparse, "training", SIMPLE).seconds / roofline.bound(dense, "training", SIMPLE).seconds
+    assert ratio == pytest.approx(sum(lengths) / (32 * 50))
+
+
+def test_a_level_that_is_not_there_is_passed_over():
+    limits = replaced(caches=SIMPLE.caches | {"L3": 0.0}, bandwidth=SIMPLE.bandwidth | {"L3": math.nan})
+    assert roofline.reading(3e6, limits) == (pytest.approx(32e3 / 1e11 + 968e3 / 5e10 + 2e6 / 1.25e10), "memory")
+
+
+def test_a_limit_that_could_not_be_probed_gives_no_bound():
+    for lost in ("flops", "barrier", "latency"):
+        bound = roofline.bound(Work("lstm", 1, 50, 4, 120), "inference", replaced(**{lost: math.nan}))
+        assert math.isnan(bound.seconds)
+
+
+@pytest.mark.parametrize("mode", ["inference", "training", "stream"])
+@pytest.mark.parametrize("cell", shapes.CELLS)
+def test_every_cell_pass_and_shape_has_a_bound(cell, mode):
+    jobs = [Work(cell, *shape) for shape in (shapes.STREAMS if mode == "stream" else shapes.GRID + shapes.ODD)]
+    for job in [*jobs, *shapes.SMALL.values()]:
+        limits = replaced(barrier=1e-7, latency=1.5e-9)
+        bound = roofline.bound(job, mode, limits)
+        assert 0 < bound.seconds < math.inf
+        assert bound.limit.partition(" ")[0] in {"arithmetic", "weights", "data", "chain", "barrier"}
+        assert bound.seconds >= roofline.bound(job, mode, machine.scaled(limits, 4)).seconds * 0.99
+
+
+@pytest.mark.usefixtures("core")
+def test_probe():
+    limits = machine.probe("float32", 1, 1e-3)
+    assert limits.isa == fr.show_config("dicts")["backends"]["instruction set"]
+    assert limits.flops > 1e8
+    assert limits.latency > 0
+    assert limits.barrier == 0
+    assert all(rate > 1e7 for level, rate in limits.bandwidth.items() if level == "memory" or machine.caches()[level])
+    again = machine.refresh(limits, "weights in L2", 1e-3)
+    assert again.bandwidth["memory"] == limits.bandwidth["memory"]
+    assert list(limits.caches) == list(limits.bandwidth) == list(machine.LEVELS)
+
+
+def test_probe_of_two_threads(core):
+    value = machine.barrier(2, 1e-3)
+    assert value > 0 or math.isnan(value)  # NaN: the threads had no CPU to meet on
+    with pytest.raises(TypeError):
+        core.barrier_cost()
+
+
+def test_probe_is_printed(core, capsys, monkeypatch):
+    for name in ("flops", "bandwidth", "barrier", "latency"):
+        monkeypatch.setattr(machine, name, lambda *_: 1e9)
+    isa = core.isa()
+    machine.main()
+    printed = capsys.readouterr().out
+    assert core.isa() == isa
+    for word in (*core.available_isas(), "float64", "memory", "a barrier, ns", core.compiler()):
+        assert word in printed
+
+
+def test_bench_is_printed(capsys):
+    from fusedrnn.bench import quick
+
+    quick.main(["--peers=", "--seconds=0.001"])
+    printed = capsys.readouterr()
+    assert "of the limit" in printed.out
+    assert "no time left for inference lstm B64" in printed.err
+    with pytest.raises(SystemExit):
+        quick.main(["--peers=nobody"])
+
+
+# --- the comparison ---
+
+
+def made_up(rng: np.random.Generator, slow: float = 1.0, noise: float = 0.03, between: float = 0.02):
+    """Fractions of 200 benchmarks of which the first ten are slower; a machine that is now and then disturbed."""
+    run = {}
+    for i in range(200):
+        middle = 0.2 + 0.7 * (i % 10) / 10
+        values = middle * np.exp(rng.normal(0, between) + rng.normal(0, noise, (3, 5, 7)[i % 3]))
+        values[0] /= 1.5 if rng.random() < 0.2 else 1
+        run[str(i)] = list(values / (slow if i < 10 else 1))
+    return run
+
+
+KERNELS = {str(i): f"kernel {i // 10}" for i in range(200)}
+
+
+def test_two_runs_of_the_same_are_not_flagged():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        found = compare.changes(made_up(rng), made_up(rng))
+        assert not [change for change in found if change.slower]
+        assert not compare.together(found).slower
+        assert not [change for change in compare.by_kernel(found, KERNELS) if change.slower]
+
+
+def test_a_kernel_slowed_down_by_20_percent_is_caught():
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        found = compare.changes(made_up(rng), made_up(rng, slow=1.2))
+        slower = {change.name for change in found if change.slower}
+        assert slower <= {str(i) for i in range(10)}
+        assert not compare.together(found).slower
+        assert [c.name for c in compare.by_kernel(found, KERNELS) if c.slower] == ["kernel 0, 10 shapes"]
+
+
+def test_everything_slower_is_caught():
+    rng = np.random.default_rng(7)
+    base, new = made_up(rng), made_up(rng)
+    found = compare.changes(base, {name: [f / 1.2 for f in values] for name, values in new.items()})
+    assert compare.together(found).slower
+    assert compare.together(found).percent == pytest.approx(-100 / 6, abs=2)
+
+
+def test_compare_reads_what_bench_wrote(tmp_path, capsys):
+    about = {"cpu": "x", "threads": 2, "isa": "avx2", "compiler": "gcc"}
+    rng = np.random.default_rng(0)
+    for name, slow in (("base", 1.0), ("same", 1.0), ("slow", 1.2)):
+        made = made_up(rng, slow, 0.005, 0.005)
+        entries = [
+            {"name": n, "extra_info": {"fractions": f, "kernel": KERNELS[n], "backend": "cython"}}
+            for n, f in made.items()
+        ]
+        run = {"machine_info": about, "benchmarks": [*entries, {"name": "import", "extra_info": {}}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
+    base, same, slow = (str(tmp_path / f"{name}.json") for name in ("base", "same", "slow"))
+    assert compare.main([base, same]) == 0
+    assert "200 benchmarks: 0 slower" in capsys.readouterr().out
+    assert compare.main([base, slow]) == 1
+    printed = capsys.readouterr().out
+    assert "200 benchmarks: 10 slower" in printed
+    assert "kernel 0 cython, 10 shapes" in printed
+
+
+SLOWED = """
+import dataclasses, time
+
+def _slowed(forward):
+    def run(*arguments):
+        began = time.perf_counter()
+        answer = forward(*arguments)
+        now = time.perf_counter()
+        while time.perf_counter() < now + 0.2 * (now - began):
+            pass
+        return answer
+    return run
+
+_backend = backends.get()
+backends._loaded[_backend.name] = dataclasses.replace(_backend, forward=_slowed(_backend.forward))
+backends._default = None
+"""
+
+
+def test_paired_runs_catch_a_slower_build_and_leave_the_same_alone(tmp_path):
+    """Both builds are copies of this one; `same` is it, `slow` takes 1.2 times its time in every forward pass."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("base", "same", "slow"):
+        shutil.copytree(Path(fr.__file__).parent, tmp_path / name / "fusedrnn", ignore=ignore)
+    with (tmp_path / "slow/fusedrnn/__init__.py").open("a", encoding="utf-8") as file:
+        file.write(SLOWED)
+    job = ({"cell": "lstm", "B": 8, "T": 20, "I": 64, "H": 64}, "inference")
+    for name, changed in (("same", 1.0), ("slow", 1.2)):
+        (found,) = paired.compare(tmp_path / "base", tmp_path / name, [job])
+        if not paired.settled(found):
+            pytest.skip(f"the machine is too noisy to tell: {found.percent:.1f} % ± {100 * found.noise:.1f} %")
+        assert found.slower == (changed > 1), found
+
+
+# --- the contenders ---
+
+
+@pytest.mark.parametrize("mode", ["inference", "stream"])
+@pytest.mark.parametrize("name", ["numpy", "onnx", "onnxruntime", "torch", "torch.grad", "jax", "keras"])
+def test_contenders_agree(name, mode):
+    pytest.importorskip(contenders.package(name))
+    if name in ("jax", "keras"):
+        pytest.skip("compiles for seconds; held against us whenever it is timed")
+    threads, refused = fr.get_num_threads(), 0
+    try:
+        for cell in shapes.CELLS:
+            job = Work(cell, 3, 1 if mode == "stream" else 4, 5, 6)
+            try:
+                answer = work.arrays(contenders.CONTENDERS[name](job, mode, threads)())
+            except contenders.NotOffered:
+                refused += 1
+                continue
+            work.assert_right(job, answer, work.arrays(work.MODES[mode](job, "reference")()))
+        assert refused < len(shapes.CELLS) or (name, mode) == ("torch.grad", "stream")
+    finally:
+        fr.set_num_threads(threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_grad_enabled(True)
+
+
+def test_a_wrong_answer_is_never_timed():
+    job = Work("lstm", 2, 3, 4, 5)
+    right = work.arrays(work.inference(job, "reference")())
+    with pytest.raises(AssertionError, match="off by"):
+        work.assert_right(job, [1.001 * a for a in right], right)
+    with pytest.raises(AssertionError, match="off by inf"):
+        work.assert_right(job, [a[1:] for a in right], right)
+
+
+def test_a_missing_peer_is_reported(monkeypatch):
+    monkeypatch.setitem(contenders.CONTENDERS, "no_such_package", contenders.numpy)
+    monkeypatch.setitem(contenders.TITLES, "no_such_package", "Nobody")
+    told: list[str] = []
+    started = race.start(["fusedrnn", "no_such_package"], 1, told.append)
+    for contender in started:
+        contender.close()
+    assert [contender.name for contender in started] == ["fusedrnn"]
+    assert "Nobody is left out" in told[0]
+
+
+def test_the_comparison_with_peers_writes_its_results(tmp_path):
+    path = tmp_path / "peers.json"
+    arguments = ["stream", "--peers=numpy", "--cells=gru", "--points", "1,1,3,5", "--rounds=1", "--seconds=0"]
+    command = [sys.executable, peers.__file__, *arguments, "--json", str(path)]
+    subprocess.run(command, check=True)
+    run = json.loads(path.read_text(encoding="utf-8"))
+    (row,) = run["results"]
+    assert (row["cell"], row["B"], row["I"], row["H"], row["mode"]) == ("gru", 1, 3, 5, "stream")
+    assert set(row["seconds"]) == {"fusedrnn", "numpy"}
+    assert run["machine_info"]["cpu"] == machine.cpu()
+
+
+# --- the report ---
+
+ABOUT = {"kernel": "lstm_forward_f32", "cell": "lstm", "mode": "inference", "dtype": "float32", "backend": "cython"}
+SIZED = ABOUT | {"B": 1, "T": 100, "I": 256, "H": 256, "seconds": 2e-3, "limit": "weights in L2", "fraction": 0.456}
+STREAMED = SIZED | {"kernel": "lstm_stream_f32", "mode": "stream", "p99": 3e-3, "histogram": {"0.002": 9, "0.003": 1}}
+GROWN = {"axis": "T", "values": [8, 32], "times": [1e-3, 4e-3], "growth": 1.0, "KiB": {"8": 64, "32": 256}}
+THREADED = {"axis": "threads", "values": [1, 2], "times": [4e-3, 2e-3], "growth": -1.0}
+PREDICTED = {"predicted": {"values": [4], "times": [1e-3]}}
+ENTRIES = [
+    ("grid", "test_grid[a-cython]", SIZED),
+    ("streams", "test_stream[b-cython]", STREAMED),
+    ("ragged", "test_ragged[uniform-lstm-cython]", SIZED | {"over_share_of_dense": 1.07}),
+    ("denormals", "test_denormals[lstm-cython]", SIZED | {"over_ordinary": 1.01}),
+    ("scaling", "test_size[T-cython]", SIZED | GROWN | {"memory_growth": 0.98}),
+    ("scaling", "test_threads[cython]", SIZED | THREADED | PREDICTED),
+    ("cold_start", "test_import", {"seconds": 0.05}),
+]
+
+
+def test_the_report_writes_tables_and_pictures(tmp_path):
+    report = pytest.importorskip("report", exc_type=ImportError)
+    limits = dataclasses.asdict(replaced(barrier=1e-7, latency=1.5e-9))
+    about = machine.describe() | {"limits": {"float32": limits, "float64": limits}}
+    rows = [{"group": group, "name": name, "extra_info": extra} for group, name, extra in ENTRIES]
+    run = {"machine_info": about, "datetime": "2026-01-02T03:04", "benchmarks": rows}
+    times = {"fusedrnn": 1e-3, "torch": 2e-3, "jax": 5e-3}
+    job = dataclasses.asdict(Work("lstm", 1, 100, 256, 256))
+    parts = {name: 0.4e-3 / seconds for name, seconds in times.items()}
+    ratio = {name: seconds / 1e-3 for name, seconds in times.items()}
+    results = [job | {"mode": m, "seconds": times, "fraction": parts, "ratio": ratio} for m in work.MODES]
+    results.append(job | {"mode": "memory", "KiB": {"fusedrnn": 1024, "torch": 4096}})
+    peers_run = {"versions": {"torch": "9.9"}, "command": "make bench-peers", "results": results}
+    (tmp_path / "bench.json").write_text(json.dumps(run), encoding="utf-8")
+    (tmp_path / "peers.json").write_text(json.dumps(peers_run), encoding="utf-8")
+    old = "before\n<!-- report:begin -->\nold\n<!-- report:end -->\nafter\n"
+    for name in ("docs.md", "readme.md"):
+        (tmp_path / name).write_text(old, encoding="utf-8")
+    where = {"--docs": "docs.md", "--readme": "readme.md", "--pictures": "docs/pictures"}
+    options = [argument for name, path in where.items() for argument in (name, str(tmp_path / path))]
+    report.main([str(tmp_path / "bench.json"), str(tmp_path / "peers.json"), *options])
+    docs, readme = ((tmp_path / name).read_text(encoding="utf-8") for name in ("docs.md", "readme.md"))
+    for page in (docs, readme):
+        assert page.startswith("before\n<!-- report:begin -->\n\nMeasured on 2026-01-02")
+        assert page.endswith("\n\n<!-- report:end -->\nafter\n")
+        assert "\nold\n" not in page
+    for shown in ("2.00 ms | 46 % | weights in L2", "3.00 ms", "1.07", "T^1.00", "T^0.98", "**0.25**", "50.0 ms"):
+        assert shown in docs
+    assert "| `lstm` | forward | 2.00 | 5.00 | **2.00 (2.00 to 2.00)** | 46 % |" in readme
+    for name in ("roofline", "ratios", "scaling", "latency"):
+        assert f"pictures/{name}.svg" in docs
+        assert ET.parse(tmp_path / "docs" / "pictures" / f"{name}.svg").getroot().tag.endswith("svg")

@@ -449,7 +449,7 @@ static void check_pointwise(void) {
 
 static void check_rest(void) {
     TRY("read");
-    tiles->read(noisy(0, 24 * L), 24 * L);
+    tiles->read(noisy(0, 32 * L), 32 * L);
     TRY("multiply_adds");
     const double flops = tiles->multiply_adds(10);
     if (flops != 2. * 48 * (double)L * 10) fail("counts %g operations", flops);
