@@ -1,0 +1,5 @@
+"""The Numba backend."""
+
+from fusedrnn.numba.backend import backward, forward, pack
+
+__all__ = ["backward", "forward", "pack"]

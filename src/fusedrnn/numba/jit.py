@@ -1,0 +1,148 @@
+"""How everything here is compiled: Numba's options in one place, each with its reason. Refuses fastmath in any form:
+it would break NaN, infinities and the order of the sums.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numba
+from numba.core import caching, codegen, compiler, compiler_machinery, config, sigutils, typed_passes
+from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from fusedrnn.numba import interpreted
+
+__all__ = ["CPU", "INTERPRETED", "VECTOR_BYTES", "Kernel", "emitted", "inner", "public"]
+
+INTERPRETED: Final = bool(config.DISABLE_JIT)
+"""NUMBA_DISABLE_JIT=1: the same functions, run by Python on the same memory; slow, for debuggers and coverage."""
+
+CPU: Final = tuple(cpu_target.target_context.codegen().magic_tuple())
+"""Triple, CPU and features that Numba compiles for: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
+
+
+def _vector_bytes() -> int:
+    features = CPU[2].split(",")
+    if all(f"+avx512{part}" in features for part in ("f", "vl", "bw", "dq")):
+        return 64
+    if "+avx2" in features and "+fma" in features:
+        return 32
+    return 16
+
+
+VECTOR_BYTES: Final = _vector_bytes()
+
+_OPTIONS: Final = {
+    "nogil": True,  # other Python threads go on meanwhile
+    "error_model": "numpy",  # no test for a zero divisor, and with it no way to fail in the middle of a team's work
+    "boundscheck": False,  # addresses have no bounds; arguments were checked before
+    "fastmath": False,
+}
+# Called from compiled code alone: no wrappers for Python or C, which would cost compile time.
+_INNER: Final = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+class _Deferred(codegen.JITCodeLibrary):  # type: ignore[misc]  # Numba ships no types
+    """What is only ever linked into others is optimized there, once, and not also by itself and at every level."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+
+@compiler_machinery.register_pass(mutates_CFG=False, analysis_only=True)
+class _Defer(compiler_machinery.FunctionPass):  # type: ignore[misc]
+    _name = "fusedrnn_defer"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _Deferred(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return False
+
+
+class _Inner(compiler.CompilerBase):  # type: ignore[misc]
+    """Numba's own pipeline with that library."""
+
+    def define_pipelines(self) -> list[Any]:
+        pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.add_pass_after(_Defer, typed_passes.NopythonTypeInference)
+        pipeline.finalize()
+        return [pipeline]
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Compile for the use of other compiled functions; the cache of those holds it."""
+    return numba.njit(pipeline_class=_Inner, **_INNER)(function)
+
+
+def public(function: Callable[..., Any]) -> Any:
+    """Compile for users' own jitted functions, for whatever argument types come."""
+    return _cached(numba.njit(cache=True, **_OPTIONS)(function))
+
+
+class Kernel:
+    """A function of fixed argument types, compiled or fetched from the cache when it is first wanted."""
+
+    _all: ClassVar[list["Kernel"]] = []  # machine code lives as long as what compiled it
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        self.function, self.signature = getattr(function, "py_func", function), signature
+        self._all.append(self)
+
+    @functools.cached_property
+    def call(self) -> Callable[..., Any]:
+        """The function as Python calls it: without Numba's dispatcher, which looks at the type of every argument."""
+        if INTERPRETED:
+            return self.function
+        self._dispatcher = _cached(numba.njit(**_OPTIONS)(self.function))
+        return self._dispatcher.compile(self.signature)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """The function as compiled code calls it."""
+        if INTERPRETED:
+            return interpreted.register(self.function)
+        self._callback = _cached(CFunc(self.function, sigutils.normalize_signature(self.signature), {}, _OPTIONS))
+        self._callback.compile()
+        return int(self._callback.address)
+
+
+def emitted(typer: Callable[..., Any]) -> Any:
+    """An intrinsic; with the JIT switched off, the function of the same name in `interpreted`."""
+    return getattr(interpreted, typer.__name__) if INTERPRETED else intrinsic(typer)
+
+
+def _stamp() -> str:
+    """Changes when any source of this folder or the vector width does: Numba itself looks at one file only."""
+    digest = hashlib.sha256(repr((VECTOR_BYTES, numba.__version__)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP: Final = _stamp()
+
+
+class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no types
+    """Numba's cache on disk, with our stamp in the place of the file's own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = caching.IndexDataCacheFile(
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_STAMP
+        )
+
+
+def _cached(dispatcher: Any) -> Any:
+    if not INTERPRETED:
+        dispatcher._cache = _Stamped(getattr(dispatcher, "py_func", None) or dispatcher._pyfunc)
+    return dispatcher

@@ -1,0 +1,288 @@
+"""What a time loop needs of the machine beside arithmetic: memory at an address, calls through one, atomics, the clock,
+flush-to-zero, Python's signals. The twin of kernels/cpu.h. Refuses to allocate.
+"""
+
+import time
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.errors import RequireLiteralValue
+
+from fusedrnn.numba.jit import CPU, emitted
+
+__all__ = [
+    "at",
+    "call",
+    "call_acquire",
+    "clear",
+    "copy",
+    "flush_denormals",
+    "get",
+    "peek",
+    "poke",
+    "put",
+    "relax",
+    "restore_denormals",
+    "seconds",
+    "signals",
+    "stack",
+    "swap",
+    "yield_cpu",
+]
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+X86 = CPU[0].startswith("x86_64")
+ARM = CPU[0].startswith(("aarch64", "arm64"))
+
+
+def _word(builder: Any, address: Any, i: Any = None) -> Any:
+    p = builder.inttoptr(address, I64.as_pointer())
+    return p if i is None else builder.gep(p, [i])
+
+
+def _void(context: Any) -> Any:
+    return context.get_dummy_value()
+
+
+@emitted
+def at(typing: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
+    """The record of a structured dtype that lies at an address."""
+    record = dtype.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.inttoptr(values[0], context.get_value_type(record))
+
+    return record(types.int64, dtype), codegen
+
+
+@emitted
+def get(typing: Any, address: Any, i: Any) -> Any:  # noqa: ARG001
+    """The i-th 64-bit integer at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.load(_word(builder, *values))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@emitted
+def put(typing: Any, address: Any, i: Any, value: Any) -> Any:  # noqa: ARG001
+    """Write the i-th 64-bit integer at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        builder.store(values[2], _word(builder, values[0], values[1]))
+        return _void(context)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@emitted
+def copy(typing: Any, to: Any, source: Any, size: Any) -> Any:  # noqa: ARG001
+    """memcpy."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        to, source = (builder.inttoptr(v, I8.as_pointer()) for v in values[:2])
+        cgutils.raw_memcpy(builder, to, source, values[2], ir.Constant(I64, 1))
+        return _void(context)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@emitted
+def clear(typing: Any, to: Any, size: Any) -> Any:  # noqa: ARG001
+    """Write zeros."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        cgutils.memset(builder, builder.inttoptr(values[0], I8.as_pointer()), values[1], 0)
+        return _void(context)
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@emitted
+def stack(typing: Any, size: Any) -> Any:  # noqa: ARG001
+    """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs."""
+    if not isinstance(size, types.IntegerLiteral):
+        raise RequireLiteralValue("stack: a constant size is needed")
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        block = cgutils.alloca_once(builder, ir.ArrayType(I8, size.literal_value))
+        block.align = 64
+        return builder.ptrtoint(block, I64)
+
+    return types.int64(size), codegen
+
+
+@emitted
+def call(typing: Any, function: Any, *args: Any) -> Any:  # noqa: ARG001
+    """Call the function at an address with integers; it gives nothing back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        rest = [builder.extract_value(values[1], i) for i in range(len(signature.args[1]))]
+        p = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [v.type for v in rest]).as_pointer())
+        builder.call(p, rest)
+        return _void(context)
+
+    return types.void(types.int64, types.StarArgTuple(args)), codegen
+
+
+@emitted
+def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any) -> Any:  # noqa: ARG001
+    """Call team_acquire at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        t = ir.FunctionType(I32, [I32, ir.DoubleType()])
+        p = builder.inttoptr(values[0], t.as_pointer())
+        return builder.sext(builder.call(p, [builder.trunc(values[1], I32), values[2]]), I64)
+
+    return types.int64(types.int64, types.int64, types.float64), codegen
+
+
+# Atomics -------------------------------------------------------------------------------------------------------------
+
+
+@emitted
+def peek(typing: Any, address: Any) -> Any:  # noqa: ARG001
+    """A 64-bit integer that other threads write; what they wrote before it is seen after."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        return builder.load_atomic(_word(builder, values[0]), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@emitted
+def poke(typing: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+    """Write a 64-bit integer for other threads to see, after all that was written before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
+        return _void(context)
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@emitted
+def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:  # noqa: ARG001
+    """Write `new` if `old` is there; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        pair = builder.cmpxchg(_word(builder, values[0]), values[1], values[2], "seq_cst", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+# The CPU and the system ----------------------------------------------------------------------------------------------
+
+
+def _external(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
+
+
+@emitted
+def relax(typing: Any) -> Any:  # noqa: ARG001
+    """One pause of a spin."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        if X86:
+            builder.call(_external(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
+        elif ARM:
+            builder.call(_external(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1)), [I32(1)])
+        return _void(context)
+
+    return types.void(), codegen
+
+
+@emitted
+def yield_cpu(typing: Any) -> Any:  # noqa: ARG001
+    """Let another thread have this CPU."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        builder.call(_external(builder, "sched_yield", I32), [])
+        return _void(context)
+
+    return types.void(), codegen
+
+
+CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)
+
+
+@emitted
+def seconds(typing: Any) -> Any:  # noqa: ARG001
+    """The clock."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        pair = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        first = builder.bitcast(pair, I64.as_pointer())
+        clock = I32(CLOCK)
+        builder.call(_external(builder, "clock_gettime", I32, clock, first), [clock, first])
+        whole, rest = (
+            builder.sitofp(builder.load(builder.gep(first, [I64(i)])), ir.DoubleType()) for i in range(2)
+        )
+        return builder.fadd(whole, builder.fmul(rest, ir.Constant(ir.DoubleType(), 1e-9)))
+
+    return types.float64(), codegen
+
+
+def _assembly(builder: Any, text: str, constraints: str, result: Any, args: Any) -> Any:
+    t = ir.FunctionType(result, [a.type for a in args])
+    return builder.asm(t, text, constraints, args, True)
+
+
+@emitted
+def flush_denormals(typing: Any) -> Any:  # noqa: ARG001
+    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives what was in force before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        if X86:
+            slot = cgutils.alloca_once(builder, I32)
+            p = builder.bitcast(slot, I8.as_pointer())
+            builder.call(_external(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), p), [p])
+            before = builder.load(slot)
+            builder.store(builder.or_(before, I32(0x8040)), slot)  # FTZ and DAZ
+            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
+            return builder.zext(before, I64)
+        if ARM:
+            before = _assembly(builder, "mrs $0, fpcr", "=r", I64, [])
+            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [builder.or_(before, I64(1 << 24))])
+            return before
+        return I64(0)
+
+    return types.int64(), codegen
+
+
+@emitted
+def restore_denormals(typing: Any, before: Any) -> Any:  # noqa: ARG001
+    """Undo `flush_denormals`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        if X86:
+            slot = cgutils.alloca_once(builder, I32)
+            p = builder.bitcast(slot, I8.as_pointer())
+            builder.store(builder.trunc(values[0], I32), slot)
+            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
+        elif ARM:
+            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), values)
+        return _void(context)
+
+    return types.void(types.int64), codegen
+
+
+@emitted
+def signals(typing: Any, error: Any) -> Any:  # noqa: ARG001
+    """Run Python's signal handlers, with the GIL; what they raise goes to the three words at `error`. Whether any did."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        api = context.get_python_api(builder)
+        gil = api.gil_ensure()
+        found = builder.call(_external(builder, "PyErr_CheckSignals", I32), [])
+        raised = builder.icmp_signed("!=", found, I32(0))
+        with builder.if_then(raised):
+            places = [_word(builder, values[0], I64(i)) for i in range(3)]
+            builder.call(_external(builder, "PyErr_Fetch", ir.VoidType(), *places), places)
+        api.gil_release(gil)
+        return raised
+
+    return types.boolean(types.int64), codegen
