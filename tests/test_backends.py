@@ -160,7 +160,7 @@ def test_the_environment_chooses():
 def test_the_environment_names_no_backend():
     result = python("import fusedrnn", FUSEDRNN_BACKEND="quick")
     assert result.returncode == 1
-    assert result.stderr.endswith("ValueError: FUSEDRNN_BACKEND: expected 'cython' or 'reference', got 'quick'\n")
+    assert result.stderr.endswith("ValueError: FUSEDRNN_BACKEND: expected 'cython', 'numba' or 'reference', got 'quick'\n")
 
 
 WITHOUT = "import sys; sys.modules['fusedrnn._core'] = None; import fusedrnn as fr; "

@@ -3,19 +3,23 @@ give the same bits. What they promise, and where the constants come from, stands
 """
 
 from fusedrnn.numba.jit import inner
+from fusedrnn.numba.machine import flush_denormals, restore_denormals
 from fusedrnn.numba.vec import (
     by_dtype,
     fma,
     horner,
+    lanes,
+    load_upto,
     maximum,
     negative_abs,
     pick_less,
     pick_negative,
     power_of_two,
+    store_upto,
     xor_sign,
 )
 
-__all__ = ["sigmoid", "tanh"]
+__all__ = ["sigmoid", "sigmoid_array", "tanh", "tanh_array"]
 
 hexadecimal = float.fromhex
 LOG2E = hexadecimal("0x1.715476p+0"), hexadecimal("0x1.71547652b82fep+0")
@@ -65,3 +69,19 @@ def tanh(x):
     """(A2)."""
     p, power = reduced_expm1(maximum(-TANH_FAR, 2 * negative_abs(x)))
     return xor_sign(fma(-power, p, 1 - power) / fma(power, p, 1 + power), x)
+
+
+def sigmoid_array(x, y, n, like):
+    """y = sigmoid(x), n elements at addresses."""
+    before = flush_denormals()
+    for i in range(0, n, lanes(like)):
+        store_upto(y, i, sigmoid(load_upto(x, i, n - i, like)), n - i)
+    restore_denormals(before)
+
+
+def tanh_array(x, y, n, like):
+    """y = tanh(x), n elements at addresses."""
+    before = flush_denormals()
+    for i in range(0, n, lanes(like)):
+        store_upto(y, i, tanh(load_upto(x, i, n - i, like)), n - i)
+    restore_denormals(before)

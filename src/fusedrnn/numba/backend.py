@@ -13,10 +13,10 @@ from numba.core import types
 from fusedrnn import backends, threads
 from fusedrnn.backends import Direction, Gradients
 from fusedrnn.checks import Array
-from fusedrnn.numba import gru, lstm, rnn, sequence, team, tile
+from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
 from fusedrnn.numba.jit import Kernel
 
-__all__ = ["Packed", "Tape", "backward", "forward", "kernels", "pack"]
+__all__ = ["Packed", "Stream", "Tape", "backward", "forward", "pack", "stream"]
 
 
 def _tiles(like):
@@ -123,7 +123,7 @@ def _weights(w: Any) -> tuple[Array, Array, Array | None, Array | None]:
     )
 
 
-_NO_WEIGHTS: Final = (0,) * 5
+_NO_DIRECTION: Final = (0,) * 8
 
 
 def forward(
@@ -156,10 +156,7 @@ def forward(
         arguments += (_id(h0), _id(c0), int(reverse))
         kept.append((h0, c0))
     if D == 1:
-        arguments += _NO_WEIGHTS
-        arguments += (0, 0)
-    else:
-        arguments.pop()  # the second direction is the reverse one
+        arguments += _NO_DIRECTION
     lstm = cell == "lstm"
     y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
     c_n = np.empty((D, B, H), dtype) if lstm else None
@@ -248,3 +245,143 @@ def backward(
         (g[0], g[1], g[2] if has_b_ih else None, g[3] if has_b_hh else None, g[4], g[5])
         for g, (has_b_ih, has_b_hh) in zip(gradients, tape.has_biases, strict=True)
     )
+
+
+class Stream:
+    """A stack of packed layers that takes one time step a call and keeps its state between calls."""
+
+    __slots__ = ("_address", "_B", "_H", "_asked", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_run", "_team")
+
+    def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None:
+        if not layers:
+            raise ValueError("layers: expected one or more, got none")
+        first, last = layers[0], layers[-1]
+        self._layers, self._B, self._inputs, self._H = layers, batch_size, first.input_size, last.hidden_size
+        self._dtype = np.dtype(np.float64 if first.dtype.itemsize == 8 else np.float32)  # NumPy's own object
+        self._lstm = first.cell == "lstm"
+        itemsize = self._dtype.itemsize
+        states = sum(batch_size * (p.hidden_size * itemsize + 192) * 3 for p in layers)
+        data, self._address = memory(sequence.STREAM_BYTES)
+        frames, address = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
+        places = np.zeros(len(layers), np.int64)
+        data.view(np.int64)[:12] = (
+            len(layers), address, places.ctypes.data, batch_size, self._inputs, self._H, itemsize, id(self._dtype),
+            0, 0, 0, 0,
+        )
+        self._kept = data, frames, places
+        self._team = _team()[0]
+        self._open()
+
+    def _open(self) -> None:
+        """Lay everything out for the present number of threads; the states become zeros."""
+        data, frames, places = self._kept[:3]
+        addresses = np.array([p.address for p in self._layers], np.int64)
+        self._asked = number_of_threads()
+        need = sequence.open_stream_kernel.call(self._address, self._team, self._asked, addresses.ctypes.data)
+        if need < 0:
+            raise MemoryError("batch_size: a step is more than this machine can address")
+        work = [memory(need) for _ in self._layers]
+        places[:] = [address for _, address in work]
+        self._kept = data, frames, places, work
+        small = data.view(np.int64)[11]
+        self._run = (sequence.small_step_kernel if small else sequence.step_kernel).call
+
+    def step(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
+        """Take x_t (B, I), return the last layer's h (B, H), written to `out` when given."""
+        if self._asked != number_of_threads():
+            h, c = self.h, self.c
+            self._open()
+            self.set_state(h, c)
+        if isinstance(x_t, np.ndarray):
+            y = np.empty((self._B, self._H), self._dtype) if out is None else out
+            if isinstance(y, np.ndarray):
+                status = self._run(self._address, id(x_t), id(y))
+                if status == 0:
+                    return y
+                if status != sequence.UNFIT:
+                    self._failed(status)
+        return self._step_slowly(x_t, out)
+
+    def _failed(self, status: int) -> None:
+        if status == sequence.BUSY:
+            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+        raise_pending(int(self._kept[0].view(np.int64)[1]))
+
+    def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None) -> Array:
+        """Any array: checked, and copied where the fast way does not take it."""
+        x = np.asarray(x_t)
+        if x.dtype != self._dtype:
+            raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
+        if x.shape != (self._B, self._inputs):
+            raise ValueError(f"x_t: expected shape {(self._B, self._inputs)}, got {x.shape}")
+        if out is not None:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out: expected an ndarray of {self._dtype}, got {type(out).__name__}")
+            if out.dtype != self._dtype or not out.dtype.isnative:
+                raise TypeError(f"out: expected {self._dtype}, got {out.dtype}")
+            if out.shape != (self._B, self._H):
+                raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")
+            if not out.flags.writeable:
+                raise ValueError("out: expected a writable array, got a read-only one")
+        y = np.empty((self._B, self._H), self._dtype)
+        x = np.array(x, self._dtype, order="C")
+        if status := self._run(self._address, id(x), id(y)):
+            self._failed(status)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def _states(self) -> tuple[Array, Array | None]:
+        shape = (len(self._layers), self._B, self._H)
+        h, c = np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._lstm else None
+        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 0)
+        return h, c
+
+    @property
+    def h(self) -> Array:
+        """The hidden state, (num_layers, B, H), a copy."""
+        return self._states()[0]
+
+    @property
+    def c(self) -> Array | None:
+        """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
+        return self._states()[1]
+
+    def set_state(self, h: Array, c: Array | None) -> None:
+        """Go on from h (num_layers, B, H), and c for LSTM."""
+        h, c = _contiguous(h), None if c is None else _contiguous(c)
+        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 1)
+
+    def reset(self) -> None:
+        """Go on from zeros."""
+        sequence.stream_state_kernel.call(self._address, 0, 0, 1)
+
+
+def stream(layers: tuple[Packed, ...], batch_size: int) -> Stream:
+    """A stream over packed layers; see the backend protocol."""
+    return Stream(layers, batch_size)
+
+
+def _array(function: Any, a: Array) -> Array:
+    if a.ndim != 1 or not a.flags.c_contiguous or a.dtype not in REALS:
+        raise TypeError(f"a: expected a contiguous 1-D array of float32 or float64, got {a.ndim}-D {a.dtype}")
+    out = np.empty_like(a)
+    _array_kernel(function, a.dtype).call(a.ctypes.data, out.ctypes.data, len(a), REALS[a.dtype][0])
+    return out
+
+
+@functools.cache
+def _array_kernel(function: Any, dtype: np.dtype[Any]) -> Kernel:
+    word = types.int64
+    return Kernel(function, types.void(word, word, word, types.NumberClass(REALS[dtype][1])))
+
+
+def sigmoid(a: Array) -> Array:
+    """The kernels' sigmoid of a contiguous 1-D array."""
+    return _array(activations.sigmoid_array, a)
+
+
+def tanh(a: Array) -> Array:
+    """The kernels' tanh of a contiguous 1-D array."""
+    return _array(activations.tanh_array, a)

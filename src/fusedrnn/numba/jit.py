@@ -125,7 +125,8 @@ class Kernel:
 
     _all: ClassVar[list["Kernel"]] = []  # machine code lives as long as what compiled it
 
-    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+    def __init__(self, function: Callable[..., Any], signature: Any, *, nogil: bool = True) -> None:
+        self._options = {**_OPTIONS, "nogil": nogil}
         self.function, self.signature = getattr(function, "py_func", function), signature
         self._all.append(self)
 
@@ -134,7 +135,7 @@ class Kernel:
         """The function as Python calls it: without Numba's dispatcher, which looks at the type of every argument."""
         if INTERPRETED:
             return self.function
-        self._dispatcher = _cached(numba.njit(**_OPTIONS)(self.function))
+        self._dispatcher = _cached(numba.njit(**self._options)(self.function))
         return self._dispatcher.compile(self.signature)
 
     @functools.cached_property

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, inner
-from fusedrnn.numba.machine import at, call, call_acquire, clear, copy, get, peek, poke, put, seconds, signals, stack
+from fusedrnn.numba.machine import at, call, call_acquire, clear, copy, get, peek, poke, put, seconds, signals, stack, swap
 from fusedrnn.numba.team import spin
 from fusedrnn.numba.tile import PACK, PANEL, POINTWISE, PRODUCT, record
 from fusedrnn.numba.vec import real, set_real
@@ -1228,7 +1228,7 @@ def open_direction(frame, i, kernels, training, x, y, packed, w_ih, w_hh, b_ih, 
 def begin(
     frame, kernels, team, threads, training, x, y, lengths, by_length, persistent, h_n, c_n,
     packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse,
-    packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, directions,
+    packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2, directions,
 ):
     """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
 
@@ -1242,7 +1242,7 @@ def begin(
     need = open_direction(frame, 0, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse)
     if directions == 2:
         need += open_direction(
-            frame, 1, kernels, training, x, y, packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, 1
+            frame, 1, kernels, training, x, y, packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2
         )
     first = at(r.direction0, DIRECTION)
     plan(r.direction0, first.T, first.B, data_of(lengths), data_of(by_length), persistent)
@@ -1383,9 +1383,142 @@ def pack_end(layer, memory):
 
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
-begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 28)})")
+begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 29)})")
 begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")
 pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")
 pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
+
+# Streams: the same loop over a single step, with everything laid out beforehand -----------------------------------------
+
+STREAM = np.dtype(
+    [
+        *((name, np.int64) for name in ("layers", "frames", "memory", "B", "inputs", "H", "size", "descr")),
+        *((name, np.int64) for name in ("wanted", "laid", "busy", "small")),
+        ("patience", np.float64),
+    ]
+)
+STREAM_BYTES = STREAM.itemsize
+C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
+DONE, INTERRUPTED_STEP, UNFIT, BUSY = 0, 1, 2, 3
+
+
+def open_stream(stream, team, threads, layers):
+    """Fill the frames and the states of the layers of a stream; the bytes of memory that each of its frames wants.
+
+    The frame of layer i lies at frames + i * FRAME_BYTES, and behind them all states: two of h and one of c a layer,
+    zeros. layers: addresses of packed LAYERs."""
+    q = at(stream, STREAM)
+    B, memory = q.B, q.frames + q.layers * FRAME_BYTES
+    order = memory
+    memory += (2 * (1 + B) + 1) * 8
+    need, work = 0, 0.0
+    q.patience = 0.0
+    for i in range(q.layers):
+        frame = q.frames + i * FRAME_BYTES
+        clear(frame, FRAME_BYTES)
+        r = at(frame, RUN)
+        r.directions = 1
+        d = r.direction0 = frame + AT_DIRECTION
+        r.acquire, r.run, r.release, r.work_function = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
+        p = at(d, DIRECTION)
+        p.layer, p.packed, p.T = get(layers, i), 1, 1
+        l = at(p.layer, LAYER)
+        plan(d, 1, B, 0, 0, order)
+        state = B * row_bytes(d)
+        p.x_i = l.size
+        p.x_b = l.inputs * l.size if i == 0 else at(get(layers, i - 1), LAYER).stride * l.size
+        p.y_b = row_bytes(d)
+        memory = (memory + 63) // 64 * 64
+        p.h0, p.y, p.c0 = memory, memory + state, memory + 2 * state
+        memory += (1 + get(l.cell, STATES)) * state
+        clear(p.h0, (1 + get(l.cell, STATES)) * state)
+        work += 1.0 * B * get(l.cell, GATES) * l.H * (l.H + l.inputs)
+        for count in range(1, threads + 1):
+            divide(frame, count)
+            need = max(need, work_bytes(frame))
+        q.wanted = max(q.wanted, r.size)
+        q.patience = q.patience + r.patience
+    q.laid = 0
+    q.small = 1 if work < 1e5 else 0  # a few microseconds: not worth letting the GIL go
+    return need
+
+
+@inner
+def fits(array, q, columns, more):
+    """Whether an object's array is (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
+    flags = C_CONTIGUOUS | ALIGNED | more
+    return (
+        get(array, HEAD + 5) == q.descr
+        and get(array, HEAD + 1) & 0xFFFFFFFF == 2
+        and shape_of(array, 0) == q.B
+        and shape_of(array, 1) == columns
+        and get(array, HEAD + 6) & flags == flags
+    )
+
+
+def step(stream, x, out):
+    """One step of every layer; the new state takes the place of the old one. DONE, or why not."""
+    q = at(stream, STREAM)
+    if not fits(x, q, q.inputs, 0) or not fits(out, q, q.H, WRITEABLE):
+        return UNFIT
+    if not swap(stream + BUSY_AT, 0, 1):
+        return BUSY
+    first = at(q.frames, RUN)
+    granted = call_acquire(first.acquire, q.wanted, q.patience) if q.wanted > 1 else 1
+    status = DONE
+    before = data_of(x)
+    for i in range(q.layers):
+        frame = q.frames + i * FRAME_BYTES
+        r = at(frame, RUN)
+        if granted != q.laid:
+            divide(frame, granted)
+            work_bytes(frame)
+            open_run(frame, get(q.memory, i))
+        elif r.size > 1:
+            clear(r.lines, (r.groups * r.width + r.size) * LINE)
+        p = at(r.direction0, DIRECTION)
+        p.x = before
+        r.checked = NO_TIME if q.small else seconds()
+        if not on_team(frame):
+            status = INTERRUPTED_STEP
+            copy(q.frames + ERROR, frame + ERROR, 24)
+            break
+        p.h0, p.y = p.y, p.h0
+        before = p.h0
+    q.laid = granted if status == DONE else 0
+    call(first.release, np.int32(granted))
+    if status == DONE:
+        last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
+        to, n = data_of(out), q.H * q.size
+        for b in range(q.B):
+            copy(to + b * n, last.h0 + b * last.y_b, n)
+    poke(stream + BUSY_AT, 0)
+    return status
+
+
+BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
+
+
+def stream_state(stream, h, c, writing):
+    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0."""
+    q = at(stream, STREAM)
+    for i in range(q.layers):
+        d = at(q.frames + i * FRAME_BYTES, RUN).direction0
+        p = at(d, DIRECTION)
+        offset = i * q.B * q.H * q.size
+        if writing:
+            state_in(d, data_of(h) + offset if h else 0, p.h0)
+            if get(at(p.layer, LAYER).cell, STATES) == 2:
+                state_in(d, data_of(c) + offset if c else 0, p.c0)
+        else:
+            state_out(d, p.h0, data_of(h) + offset)
+            if c:
+                state_out(d, p.c0, data_of(c) + offset)
+
+
+open_stream_kernel = Kernel(open_stream, f"int64({', '.join([INT] * 4)})")
+step_kernel = Kernel(step, "int64(int64, int64, int64)")
+small_step_kernel = Kernel(step, "int64(int64, int64, int64)", nogil=False)
+stream_state_kernel = Kernel(stream_state, f"void({', '.join([INT] * 4)})")
