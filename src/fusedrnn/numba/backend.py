@@ -33,12 +33,11 @@ POINTWISE: Final = {
 }
 
 
-def memory(size: int) -> tuple[Array, int]:
-    """Memory that holds no Python object, and its address."""
+def memory(size: int) -> Array:
+    """Memory that holds no Python object."""
     if size > 1 << 62:
         raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-    found = np.empty(size, np.uint8)
-    return found, int(found.__array_interface__["data"][0])
+    return np.empty(size, np.uint8)
 
 
 @functools.cache
@@ -51,11 +50,12 @@ def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int, int]:
 
 
 @functools.cache
-def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, Array]:
+def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
+    """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
     pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).address
     description = sequence.CELL[cell]
     found = np.array([description.ctypes.data, *of_dtype(dtype), pointwise, dtype.itemsize], np.int64)
-    return found.ctypes.data, found
+    return found.ctypes.data, int(description[sequence.SEGMENTS]), found
 
 
 @functools.cache
@@ -77,11 +77,12 @@ class Packed:
     def __init__(self, cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> None:
         self.cell, self.dtype, self.input_size, self.hidden_size = cell, w_ih.dtype, w_ih.shape[1], w_hh.shape[1]
         weights = _weights((w_ih, w_hh, b_ih, b_hh))
-        kernels, _ = _kernels(cell, w_ih.dtype)
-        layer, self.address = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
+        kernels, _, _ = _kernels(cell, w_ih.dtype)
+        layer = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
+        self.address = layer.ctypes.data
         needed = sequence.pack_begin_kernel.call(self.address, kernels, *map(_id, weights))
-        data, address = memory(needed)
-        sequence.pack_end_kernel.call(self.address, address)
+        data = memory(needed)
+        sequence.pack_end_kernel.call(self.address, data.ctypes.data)
         self._memory = layer, data
 
 
@@ -96,7 +97,7 @@ class Tape:
     __slots__ = ("directions", "frame", "has_biases", "kept", "lstm", "rows", "weights", "x", "y")
 
     directions: int
-    frame: tuple[Array, int] | None
+    frame: Array | None
     has_biases: tuple[tuple[bool, bool], ...]
     kept: Any
     lstm: bool
@@ -136,7 +137,7 @@ def forward(
     """One layer, one or two directions; see the backend protocol."""
     T, B, _ = x.shape
     D, dtype = len(directions), x.dtype
-    kernels, _ = _kernels(cell, dtype)
+    kernels, segments, _ = _kernels(cell, dtype)
     kept: list[Any] = []
     arguments: list[Any] = []
     for w, h0, c0, reverse in directions:
@@ -152,8 +153,11 @@ def forward(
             arguments.append(0)
             arguments += map(_id, weights)
             kept.append(weights)
-        h0, c0 = (None if a is None else _contiguous(a) for a in (h0, c0))
-        arguments += (_id(h0), _id(c0), int(reverse))
+        if h0 is not None:
+            h0 = _contiguous(h0)
+        if c0 is not None:
+            c0 = _contiguous(c0)
+        arguments += (_id(h0), _id(c0), reverse)
         kept.append((h0, c0))
     if D == 1:
         arguments += _NO_DIRECTION
@@ -163,42 +167,42 @@ def forward(
     by_length, rows = None, T * B
     if lengths is not None:
         by_length, rows = np.argsort(-lengths, kind="stable"), int(lengths.sum())
-    row = (H * dtype.itemsize + 128) * D
-    gate_rows = (rows * (sequence.CELL[cell][sequence.SEGMENTS] + lstm)) if training else 0
-    persistent, persistent_at = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + int(gate_rows)) * row)
-    frame, at = memory(sequence.FRAME_BYTES)
+    tape_rows = rows * (segments + lstm) if training else 0
+    row = (H * dtype.itemsize + 128) * D  # a segment: padded
+    persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
+    frame = memory(sequence.FRAME_BYTES)
     needed = sequence.begin_kernel.call(
-        at, kernels, _team()[0], number_of_threads(), training, id(x), id(y), _id(lengths), _id(by_length),
-        persistent_at, id(h_n), _id(c_n), *arguments, D,
+        id(frame), kernels, _team()[0], number_of_threads(), training, id(x), id(y), _id(lengths), _id(by_length),
+        id(persistent), id(h_n), _id(c_n), *arguments, D,
     )
-    _run(at, needed)
+    _run(frame, needed)
     if not training:
         return y, h_n, c_n, None
     tape = Tape()
-    tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, (frame, at), persistent, x, y
+    tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, frame, persistent, x, y
     tape.lstm, tape.rows = lstm, rows
     tape.weights = [(d[0][0], d[0][1]) for d in directions]
     tape.has_biases = tuple((d[0][2] is not None, d[0][3] is not None) for d in directions)
     return y, h_n, c_n, tape
 
 
-def _run(at: int, needed: int) -> None:
+def _run(frame: Array, needed: int) -> None:
     """Run what was begun."""
     try:
         if needed < 0:
             raise MemoryError("x: a step of it is more than this machine can address")
-        work, address = memory(needed)
+        work = memory(needed)
     except BaseException:
-        sequence.give_up_kernel.call(at)
+        sequence.give_up_kernel.call(id(frame))
         raise
-    if not sequence.go_kernel.call(at, address):
-        raise_pending(at)
-    del work
+    if not sequence.go_kernel.call(id(frame), id(work)):
+        raise_pending(frame)
 
 
-def raise_pending(frame: int) -> None:
+def raise_pending(frame: Array) -> None:
     """Raise what a signal handler raised meanwhile."""
-    ctypes.pythonapi.PyErr_Restore(*(ctypes.c_void_p.from_address(frame + sequence.ERROR + 8 * i) for i in range(3)))
+    at = sequence.ERROR // 8
+    ctypes.pythonapi.PyErr_Restore(*(ctypes.c_void_p(int(a)) for a in frame.view(np.int64)[at : at + 3]))
 
 
 number_of_threads = _number_of_threads()
@@ -210,7 +214,7 @@ def backward(
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
-    (_frame, at), tape.frame = tape.frame, None  # its memory is overwritten and then let go
+    frame, tape.frame = tape.frame, None  # its memory is overwritten and then let go
     x, D = tape.x, tape.directions
     T, B, I = x.shape
     H, dtype = tape.y.shape[2] // D, x.dtype
@@ -238,9 +242,9 @@ def backward(
     if D == 1:
         arguments += (0,) * 8
     needed = sequence.begin_backward_kernel.call(
-        at, _team()[0], number_of_threads(), _id(dy), _id(dh_n), _id(dc_n), id(dx), *arguments
+        id(frame), _team()[0], number_of_threads(), _id(dy), _id(dh_n), _id(dc_n), id(dx), *arguments
     )
-    _run(at, needed)
+    _run(frame, needed)
     return dx, tuple(
         (g[0], g[1], g[2] if has_b_ih else None, g[3] if has_b_hh else None, g[4], g[5])
         for g, (has_b_ih, has_b_hh) in zip(gradients, tape.has_biases, strict=True)
@@ -261,8 +265,9 @@ class Stream:
         self._lstm = first.cell == "lstm"
         itemsize = self._dtype.itemsize
         states = sum(batch_size * (p.hidden_size * itemsize + 192) * 3 for p in layers)
-        data, self._address = memory(sequence.STREAM_BYTES)
-        frames, address = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
+        data = memory(sequence.STREAM_BYTES)
+        frames = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
+        self._address, address = data.ctypes.data, frames.ctypes.data
         places = np.zeros(len(layers), np.int64)
         data.view(np.int64)[:12] = (
             len(layers), address, places.ctypes.data, batch_size, self._inputs, self._H, itemsize, id(self._dtype),
@@ -281,7 +286,7 @@ class Stream:
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
         work = [memory(need) for _ in self._layers]
-        places[:] = [address for _, address in work]
+        places[:] = [a.ctypes.data for a in work]
         self._kept = data, frames, places, work
         small = data.view(np.int64)[11]
         self._run = (sequence.small_step_kernel if small else sequence.step_kernel).call
@@ -305,7 +310,7 @@ class Stream:
     def _failed(self, status: int) -> None:
         if status == sequence.BUSY:
             raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
-        raise_pending(int(self._kept[0].view(np.int64)[1]))
+        raise_pending(self._kept[1])
 
     def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None) -> Array:
         """Any array: checked, and copied where the fast way does not take it."""

@@ -2,6 +2,7 @@
 flush-to-zero, Python's signals. The twin of kernels/cpu.h. Refuses to allocate.
 """
 
+import signal
 import time
 from typing import Any
 
@@ -16,9 +17,15 @@ __all__ = [
     "call",
     "call_acquire",
     "clear",
+    "cond_init",
+    "cond_signal",
+    "cond_wait",
     "copy",
     "flush_denormals",
     "get",
+    "mutex_init",
+    "mutex_lock",
+    "mutex_unlock",
     "peek",
     "poke",
     "put",
@@ -28,6 +35,7 @@ __all__ = [
     "signals",
     "stack",
     "swap",
+    "thread_create",
     "yield_cpu",
 ]
 
@@ -128,15 +136,15 @@ def call(typing: Any, function: Any, *args: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any) -> Any:  # noqa: ARG001
-    """Call team_acquire at an address."""
+def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: Any) -> Any:  # noqa: ARG001
+    """Call a team's acquire at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
-        t = ir.FunctionType(I32, [I32, ir.DoubleType()])
+        t = ir.FunctionType(I32, [I32, ir.DoubleType(), I64])
         p = builder.inttoptr(values[0], t.as_pointer())
-        return builder.sext(builder.call(p, [builder.trunc(values[1], I32), values[2]]), I64)
+        return builder.sext(builder.call(p, [builder.trunc(values[1], I32), *values[2:]]), I64)
 
-    return types.int64(types.int64, types.int64, types.float64), codegen
+    return types.int64(types.int64, types.int64, types.float64, types.int64), codegen
 
 
 # Atomics -------------------------------------------------------------------------------------------------------------
@@ -204,6 +212,84 @@ def yield_cpu(typing: Any) -> Any:  # noqa: ARG001
         return _void(context)
 
     return types.void(), codegen
+
+
+def _on_address(name: str, result: Any, *arguments: Any) -> Any:
+    """Code that calls a C function of pointers, the first at an address, and drops what it gives."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        pointers = [builder.inttoptr(v, I8.as_pointer()) for v in values]
+        pointers += [ir.Constant(I8.as_pointer(), None)] * len(arguments)
+        builder.call(_external(builder, name, result, *pointers), pointers)
+        return _void(context)
+
+    return codegen
+
+
+@emitted
+def mutex_lock(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+    """pthread_mutex_lock."""
+    return types.void(types.int64), _on_address("pthread_mutex_lock", I32)
+
+
+@emitted
+def mutex_unlock(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+    """pthread_mutex_unlock."""
+    return types.void(types.int64), _on_address("pthread_mutex_unlock", I32)
+
+
+@emitted
+def mutex_init(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+    """pthread_mutex_init."""
+    return types.void(types.int64), _on_address("pthread_mutex_init", I32, None)
+
+
+@emitted
+def cond_init(typing: Any, cond: Any) -> Any:  # noqa: ARG001
+    """pthread_cond_init."""
+    return types.void(types.int64), _on_address("pthread_cond_init", I32, None)
+
+
+@emitted
+def cond_signal(typing: Any, cond: Any) -> Any:  # noqa: ARG001
+    """pthread_cond_signal."""
+    return types.void(types.int64), _on_address("pthread_cond_signal", I32)
+
+
+@emitted
+def cond_wait(typing: Any, cond: Any, mutex: Any) -> Any:  # noqa: ARG001
+    """pthread_cond_wait."""
+    return types.void(types.int64, types.int64), _on_address("pthread_cond_wait", I32)
+
+
+SET_MASK = int(signal.SIG_SETMASK)
+
+
+@emitted
+def thread_create(typing: Any, where: Any, function: Any, arg: Any) -> Any:  # noqa: ARG001
+    """Start function(arg) on a detached thread that takes no signals; whether the system let us."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        every, before = (
+            builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 16)), I8.as_pointer()) for _ in range(2)
+        )
+        where, function, arg = (builder.inttoptr(v, I8.as_pointer()) for v in values)
+        null = ir.Constant(I8.as_pointer(), None)
+        builder.call(_external(builder, "sigfillset", I32, every), [every])
+        for mask, old in ((every, before), (before, null)):
+            if mask is before:
+                failed = builder.call(
+                    _external(builder, "pthread_create", I32, where, null, function, arg), [where, null, function, arg]
+                )
+            arguments = [I32(SET_MASK), mask, old]
+            builder.call(_external(builder, "pthread_sigmask", I32, *arguments), arguments)
+        started = builder.icmp_signed("==", failed, I32(0))
+        with builder.if_then(started):
+            thread = builder.load(_word(builder, values[0]))
+            builder.call(_external(builder, "pthread_detach", I32, thread), [thread])
+        return started
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)

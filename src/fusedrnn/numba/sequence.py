@@ -61,7 +61,7 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("size", "width", "groups", "backward", "directions", "direction0")),
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
-        *((name, np.int64) for name in ("acquire", "run", "release", "work_function", "granted", "asked")),
+        *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "granted")),
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
 )
@@ -1128,12 +1128,20 @@ def open_run(run, memory):
 
 
 @inner
+def set_team(run, team):
+    """team: addresses of acquire, run, release, of the team itself and of `work`."""
+    r = at(run, RUN)
+    r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
+    r.work_function = get(team, 4)
+
+
+@inner
 def take_team(run, threads):
     """Divide the work, call the team for it, and divide it again over those who came."""
     r = at(run, RUN)
     divide(run, threads)
     wanted = r.size
-    r.granted = call_acquire(r.acquire, wanted, r.patience)
+    r.granted = call_acquire(r.acquire, wanted, r.patience, r.team)
     if r.granted != wanted:
         divide(run, r.granted)
 
@@ -1144,7 +1152,7 @@ def on_team(run):
     r = at(run, RUN)
     r.interrupted = 0
     r.work = 0.0
-    call(r.run, np.int32(r.size), r.work_function, run)
+    call(r.run, np.int32(r.size), r.work_function, run, r.team)
     return r.interrupted == 0
 
 
@@ -1233,12 +1241,13 @@ def begin(
     """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
 
     Arrays are objects, 0 for none; packed: the address of a LAYER, else weights; persistent: memory of plan, states and
-    tape, which a tape keeps; team: addresses of acquire, run, release and work."""
+    tape, which a tape keeps; team: see `set_team`."""
+    frame, persistent = data_of(frame), data_of(persistent)
     clear(frame, FRAME_BYTES)
     r = at(frame, RUN)
     r.directions = directions
     r.direction0, r.direction1 = frame + AT_DIRECTION, frame + AT_DIRECTION + DIRECTION_BYTES
-    r.acquire, r.run, r.release, r.work_function = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
+    set_team(frame, team)
     need = open_direction(frame, 0, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse)
     if directions == 2:
         need += open_direction(
@@ -1283,6 +1292,7 @@ def begin_backward(
     w_ih_2, w_hh_2, grad_w_ih_2, grad_w_hh_2, grad_b_ih_2, grad_b_hh_2, h0_2, c0_2,
 ):
     """Open a backward run on the frame of a forward one: as `begin`. dy, dh_n and dc_n are contiguous, 0 for none."""
+    frame = data_of(frame)
     r = at(frame, RUN)
     r.backward = 1
     need = 0
@@ -1337,6 +1347,7 @@ def finish_forward(d):
 
 def go(frame, memory):
     """Run what was begun, in memory of the bytes that were asked for, and let the team go; 0 when interrupted."""
+    frame, memory = data_of(frame), data_of(memory)
     r = at(frame, RUN)
     memory = (memory + 63) // 64 * 64
     for i in range(r.directions):
@@ -1348,7 +1359,7 @@ def go(frame, memory):
     open_run(frame, memory)
     r.checked = seconds()
     done = on_team(frame)
-    call(r.release, np.int32(r.granted))
+    call(r.release, np.int32(r.granted), r.team)
     if not done:
         return 0
     for i in range(r.directions):
@@ -1365,8 +1376,8 @@ def go(frame, memory):
 
 def give_up(frame):
     """Let the team go: there was no memory for the run."""
-    r = at(frame, RUN)
-    call(r.release, np.int32(r.granted))
+    r = at(data_of(frame), RUN)
+    call(r.release, np.int32(r.granted), r.team)
 
 
 def pack_begin(layer, kernels, w_ih, w_hh, b_ih, b_hh):
@@ -1421,7 +1432,7 @@ def open_stream(stream, team, threads, layers):
         r = at(frame, RUN)
         r.directions = 1
         d = r.direction0 = frame + AT_DIRECTION
-        r.acquire, r.run, r.release, r.work_function = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
+        set_team(frame, team)
         p = at(d, DIRECTION)
         p.layer, p.packed, p.T = get(layers, i), 1, 1
         l = at(p.layer, LAYER)
@@ -1466,7 +1477,7 @@ def step(stream, x, out):
     if not swap(stream + BUSY_AT, 0, 1):
         return BUSY
     first = at(q.frames, RUN)
-    granted = call_acquire(first.acquire, q.wanted, q.patience) if q.wanted > 1 else 1
+    granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
     status = DONE
     before = data_of(x)
     for i in range(q.layers):
@@ -1488,7 +1499,7 @@ def step(stream, x, out):
         p.h0, p.y = p.y, p.h0
         before = p.h0
     q.laid = granted if status == DONE else 0
-    call(first.release, np.int32(granted))
+    call(first.release, np.int32(granted), first.team)
     if status == DONE:
         last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
         to, n = data_of(out), q.H * q.size
