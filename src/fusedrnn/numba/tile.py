@@ -54,7 +54,7 @@ PRODUCT = record(
 WALK = record(
     "a_step", "a_segment", "segments", "depth", "w_step", "w_panel", "out_panel", "out_step", "init", "accumulate"
 )
-WALK_BYTES = WALK.itemsize
+WALK_BYTES, PRODUCT_BYTES = WALK.itemsize, PRODUCT.itemsize
 # pack_t, with what it says of pack_left: `left` 1, w rows of ld elements, `sum` the column sums.
 PACK = record(
     *("out", "depth", "width", "vectors", "first", "last", "columns", "w", "ld", "row", "gated", "left", "sum"),
@@ -229,23 +229,24 @@ POINTWISE = record(
     *("rows", "first", "last", "stride", "training", "gates", "h_prev", "h", "c_prev", "c", "dy", "dh", "dc", "drh"),
     *("backward", "stage"),
 )
+POINTWISE_BYTES = POINTWISE.itemsize
 
 FETCHED = 5 * 9
 """Where the tiles with prefetch begin in a table [fetch][V][R]; R = 0 is the tile of one row and several panels."""
 
 
-def table_of(widths: tuple[int, ...]) -> Any:
+def table_of(widths: tuple[int, ...], *, fetch: bool = True) -> Any:
     """Make the intrinsic table(like): the address of a table of the tiles of these widths, which alone are compiled."""
 
     def constant(module: Any, real: Any) -> Any:
-        name = f"fusedrnn_tiles_{''.join(map(str, widths))}_f{vec.BITS[real]}"
+        name = f"fusedrnn_tiles_{''.join(map(str, widths))}{'_fetch' if fetch else ''}_f{vec.BITS[real]}"
         if (found := module.globals.get(name)) is not None:
             return found
         functions = [ir.Constant(TILE.as_pointer(), None)] * (2 * FETCHED)
         for V in widths:
             for R in range(1, MOST_ROWS[V] + 1):
                 functions[V * 9 + R] = emit_tile(module, real, R, 1, V, fetch=False)
-                if has_fetch(V, R):
+                if fetch and has_fetch(V, R):
                     functions[FETCHED + V * 9 + R] = emit_tile(module, real, R, 1, V, fetch=True)
             if TOGETHER[V]:
                 functions[V * 9] = emit_tile(module, real, 1, TOGETHER[V], V, fetch=False)
