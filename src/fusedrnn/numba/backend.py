@@ -4,19 +4,21 @@ keeps alive what lies there. Arguments come checked.
 
 import ctypes
 import functools
+import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from numba.core import types
 
-from fusedrnn import backends, threads
+from fusedrnn import backends, checks, threads
 from fusedrnn.backends import Direction, Gradients
 from fusedrnn.checks import Array
 from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
 from fusedrnn.numba.jit import Kernel
 
-__all__ = ["Packed", "Stream", "Tape", "backward", "forward", "pack", "stream"]
+__all__ = ["Packed", "Stream", "Tape", "backward", "compile", "forward", "pack", "sigmoid", "stream", "tanh"]
 
 
 def _tiles(like):
@@ -390,3 +392,41 @@ def sigmoid(a: Array) -> Array:
 def tanh(a: Array) -> Array:
     """The kernels' tanh of a contiguous 1-D array."""
     return _array(activations.tanh_array, a)
+
+
+def compile(  # noqa: A001
+    cells: Sequence[str] = tuple(sequence.CELL), dtypes: Sequence[npt.DTypeLike] = ("float32", "float64")
+) -> None:
+    """Compile ahead, with a line of progress for each part in the log "fusedrnn.numba"; later processes find it on disk.
+
+    Parameters
+    ----------
+    cells : sequence of {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"}, optional
+        All, if not given.
+    dtypes : sequence of dtype, default ("float32", "float64")
+        Of the layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no such cell or dtype.
+
+    Examples
+    --------
+    >>> import fusedrnn.numba  # doctest: +SKIP
+    >>> fusedrnn.numba.compile(["lstm"], ["float32"])  # doctest: +SKIP
+    """
+    for cell in cells:
+        checks.choice("cells", cell, tuple(sequence.CELL))
+    found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
+    _team()
+    for value in vars(sequence).values():
+        if isinstance(value, Kernel) and value is not sequence.work_kernel:
+            _ = value.call
+    for cell in cells:
+        for dtype in found:
+            _kernels(cell, np.dtype(dtype))
+            _log.info("%s %s is ready", cell, dtype)
+
+
+_log: Final = logging.getLogger("fusedrnn.numba")

@@ -2,9 +2,12 @@
 it would break NaN, infinities and the order of the sums.
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Callable
+import logging
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -14,12 +17,10 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from fusedrnn.numba import interpreted
+__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inner", "public"]
 
-__all__ = ["CPU", "INTERPRETED", "VECTOR_BYTES", "Kernel", "emitted", "inner", "public"]
-
-INTERPRETED: Final = bool(config.DISABLE_JIT)
-"""NUMBA_DISABLE_JIT=1: the same functions, run by Python on the same memory; slow, for debuggers and coverage."""
+if config.DISABLE_JIT:
+    raise ImportError("fusedrnn.numba needs Numba's compiler, and NUMBA_DISABLE_JIT is set")
 
 CPU: Final = tuple(cpu_target.target_context.codegen().magic_tuple())
 """Triple, CPU and features that Numba compiles for: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
@@ -133,24 +134,21 @@ class Kernel:
     @functools.cached_property
     def call(self) -> Callable[..., Any]:
         """The function as Python calls it: without Numba's dispatcher, which looks at the type of every argument."""
-        if INTERPRETED:
-            return self.function
         self._dispatcher = _cached(numba.njit(**self._options)(self.function))
-        return self._dispatcher.compile(self.signature)
+        with timed(self.function.__name__):
+            return self._dispatcher.compile(self.signature)
 
     @functools.cached_property
     def address(self) -> int:
         """The function as compiled code calls it."""
-        if INTERPRETED:
-            return interpreted.register(self.function)
         self._callback = _cached(CFunc(self.function, sigutils.normalize_signature(self.signature), {}, _OPTIONS))
-        self._callback.compile()
+        with timed(self.function.__name__):
+            self._callback.compile()
         return int(self._callback.address)
 
 
-def emitted(typer: Callable[..., Any]) -> Any:
-    """An intrinsic; with the JIT switched off, the function of the same name in `interpreted`."""
-    return getattr(interpreted, typer.__name__) if INTERPRETED else intrinsic(typer)
+emitted = intrinsic
+"""What is written as LLVM code."""
 
 
 def _stamp() -> str:
@@ -164,6 +162,26 @@ def _stamp() -> str:
 _STAMP: Final = _stamp()
 
 
+_log: Final = logging.getLogger("fusedrnn.numba")
+_spent = 0.0  # seconds of compiling, in this process
+_said = False
+
+
+@contextlib.contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Log what is compiled; a warning, once, when a process has spent seconds on it."""
+    global _spent, _said
+    if _spent > 2 and not _said:
+        _said = True
+        _log.warning("compiling takes some seconds, once: what is compiled is kept on disk (fusedrnn.numba.compile)")
+    began = time.perf_counter()
+    yield
+    took = time.perf_counter() - began
+    if took > 0.2:  # less: it came from the disk
+        _spent += took
+        _log.info("compiled %s in %.1f s", name, took)
+
+
 class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no types
     """Numba's cache on disk, with our stamp in the place of the file's own."""
 
@@ -175,6 +193,5 @@ class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no t
 
 
 def _cached(dispatcher: Any) -> Any:
-    if not INTERPRETED:
-        dispatcher._cache = _Stamped(getattr(dispatcher, "py_func", None) or dispatcher._pyfunc)
+    dispatcher._cache = _Stamped(getattr(dispatcher, "py_func", None) or dispatcher._pyfunc)
     return dispatcher

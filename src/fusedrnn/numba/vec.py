@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.extending import lower_builtin, models, register_model, type_callable
 
-from fusedrnn.numba.jit import INTERPRETED, VECTOR_BYTES, emitted
+from fusedrnn.numba.jit import VECTOR_BYTES, emitted
 
 __all__ = [
     "Vec",
@@ -169,12 +169,11 @@ def _register(symbol: Any, arguments: int, emit: Any) -> None:
         )
 
 
-if not INTERPRETED:
-    _register(operator.add, 2, lambda b, real, x, y: b.fadd(x, y))  # noqa: ARG005
-    _register(operator.sub, 2, lambda b, real, x, y: b.fsub(x, y))  # noqa: ARG005
-    _register(operator.mul, 2, lambda b, real, x, y: b.fmul(x, y))  # noqa: ARG005
-    _register(operator.truediv, 2, lambda b, real, x, y: b.fdiv(x, y))  # noqa: ARG005
-    _register(operator.neg, 1, lambda b, real, x: b.fneg(x))  # noqa: ARG005
+_register(operator.add, 2, lambda b, real, x, y: b.fadd(x, y))  # noqa: ARG005
+_register(operator.sub, 2, lambda b, real, x, y: b.fsub(x, y))  # noqa: ARG005
+_register(operator.mul, 2, lambda b, real, x, y: b.fmul(x, y))  # noqa: ARG005
+_register(operator.truediv, 2, lambda b, real, x, y: b.fdiv(x, y))  # noqa: ARG005
+_register(operator.neg, 1, lambda b, real, x: b.fneg(x))  # noqa: ARG005
 
 
 def _bits(builder: Any, real: Any, x: Any) -> Any:
