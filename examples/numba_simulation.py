@@ -69,7 +69,7 @@ def main(arguments=None):
     packed = [lstm_weights(*one) for one in zip(w_ih, w_hh, b, strict=True)]
     fields = [np.stack(field) for field in zip(*packed, strict=True)]
     paths = np.empty((given.carts, given.steps), np.float32)
-    simulate(*fields, push, paths[:, :1], H)  # compiles
+    simulate(*fields, push, np.empty((given.carts, 1), np.float32), H)  # compiles
     began = time.perf_counter()
     simulate(*fields, push, paths, H)
     jitted = time.perf_counter() - began

@@ -192,7 +192,7 @@ def missing(name: str) -> str | None:
     str or None
         None if it can.
     """
-    if name == "numba" and importlib.util.find_spec("numba") is not None:
+    if name == "numba" and _numba_is_there():
         return None  # to import Numba takes most of a second: only who uses it pays for that
     try:
         get(name)
@@ -201,6 +201,13 @@ def missing(name: str) -> str | None:
             raise
         return str(error)
     return None
+
+
+def _numba_is_there() -> bool:
+    try:
+        return importlib.util.find_spec("numba") is not None
+    except ValueError:  # sys.modules says that it is not
+        return False
 
 
 def compiled() -> Any:

@@ -174,8 +174,20 @@ def forward(
     persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
     frame = memory(sequence.FRAME_BYTES)
     needed = sequence.begin_kernel.call(
-        id(frame), kernels, _team()[0], number_of_threads(), training, id(x), id(y), _id(lengths), _id(by_length),
-        id(persistent), id(h_n), _id(c_n), *arguments, D,
+        id(frame),
+        kernels,
+        _team()[0],
+        number_of_threads(),
+        training,
+        id(x),
+        id(y),
+        _id(lengths),
+        _id(by_length),
+        id(persistent),
+        id(h_n),
+        _id(c_n),
+        *arguments,
+        D,
     )
     _run(frame, needed)
     if not training:
@@ -256,7 +268,7 @@ def backward(
 class Stream:
     """A stack of packed layers that takes one time step a call and keeps its state between calls."""
 
-    __slots__ = ("_address", "_B", "_H", "_asked", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_run", "_team")
+    __slots__ = ("_B", "_H", "_address", "_asked", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_run", "_team")
 
     def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None:
         if not layers:
@@ -272,8 +284,18 @@ class Stream:
         self._address, address = data.ctypes.data, frames.ctypes.data
         places = np.zeros(len(layers), np.int64)
         data.view(np.int64)[:12] = (
-            len(layers), address, places.ctypes.data, batch_size, self._inputs, self._H, itemsize, id(self._dtype),
-            0, 0, 0, 0,
+            len(layers),
+            address,
+            places.ctypes.data,
+            batch_size,
+            self._inputs,
+            self._H,
+            itemsize,
+            id(self._dtype),
+            0,
+            0,
+            0,
+            0,
         )
         self._kept = data, frames, places
         self._team = _team()[0]
@@ -317,14 +339,14 @@ class Stream:
     def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None) -> Array:
         """Any array: checked, and copied where the fast way does not take it."""
         x = np.asarray(x_t)
-        if x.dtype != self._dtype:
+        if x.dtype.num != self._dtype.num:
             raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
         if x.shape != (self._B, self._inputs):
             raise ValueError(f"x_t: expected shape {(self._B, self._inputs)}, got {x.shape}")
         if out is not None:
             if not isinstance(out, np.ndarray):
                 raise TypeError(f"out: expected an ndarray of {self._dtype}, got {type(out).__name__}")
-            if out.dtype != self._dtype or not out.dtype.isnative:
+            if out.dtype.num != self._dtype.num:
                 raise TypeError(f"out: expected {self._dtype}, got {out.dtype}")
             if out.shape != (self._B, self._H):
                 raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")

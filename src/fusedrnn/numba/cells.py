@@ -297,7 +297,7 @@ def check(weights, x, h):
     H, L = h.shape[-1], weights.x.shape[3]
     if x.shape[-1] != weights.x.shape[1]:
         raise ValueError("x: its last axis does not fit the weights")
-    if H != weights.h.shape[1]:
+    if weights.h.shape[1] != H:
         raise ValueError("h: its last axis does not fit the weights")
     if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
         raise ValueError("x, h: expected contiguous rows")
@@ -386,9 +386,7 @@ def gru_step(weights, x, h):
     """
     check(weights, x, h)
     rows = h.shape[0] if h.ndim == 2 else 1
-    gru_rows(
-        weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype
-    )
+    gru_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
 
 
 @public
@@ -438,9 +436,7 @@ def rnn_step(weights, x, h):
     """
     check(weights, x, h)
     rows = h.shape[0] if h.ndim == 2 else 1
-    rnn_rows(
-        weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype
-    )
+    rnn_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
 
 
 @public

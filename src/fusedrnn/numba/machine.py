@@ -304,9 +304,7 @@ def seconds(typing: Any) -> Any:  # noqa: ARG001
         first = builder.bitcast(pair, I64.as_pointer())
         clock = I32(CLOCK)
         builder.call(_external(builder, "clock_gettime", I32, clock, first), [clock, first])
-        whole, rest = (
-            builder.sitofp(builder.load(builder.gep(first, [I64(i)])), ir.DoubleType()) for i in range(2)
-        )
+        whole, rest = (builder.sitofp(builder.load(builder.gep(first, [I64(i)])), ir.DoubleType()) for i in range(2))
         return builder.fadd(whole, builder.fmul(rest, ir.Constant(ir.DoubleType(), 1e-9)))
 
     return types.float64(), codegen

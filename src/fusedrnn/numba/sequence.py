@@ -11,7 +11,21 @@ from typing import Any
 import numpy as np
 
 from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, inner
-from fusedrnn.numba.machine import at, call, call_acquire, clear, copy, get, peek, poke, put, seconds, signals, stack, swap
+from fusedrnn.numba.machine import (
+    at,
+    call,
+    call_acquire,
+    clear,
+    copy,
+    get,
+    peek,
+    poke,
+    put,
+    seconds,
+    signals,
+    stack,
+    swap,
+)
 from fusedrnn.numba.team import spin
 from fusedrnn.numba.tile import PACK, PANEL, POINTWISE, PRODUCT, record
 from fusedrnn.numba.vec import real, set_real
@@ -1234,9 +1248,35 @@ def open_direction(frame, i, kernels, training, x, y, packed, w_ih, w_hh, b_ih, 
 
 
 def begin(
-    frame, kernels, team, threads, training, x, y, lengths, by_length, persistent, h_n, c_n,
-    packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse,
-    packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2, directions,
+    frame,
+    kernels,
+    team,
+    threads,
+    training,
+    x,
+    y,
+    lengths,
+    by_length,
+    persistent,
+    h_n,
+    c_n,
+    packed,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    h0,
+    c0,
+    reverse,
+    packed_2,
+    w_ih_2,
+    w_hh_2,
+    b_ih_2,
+    b_hh_2,
+    h0_2,
+    c0_2,
+    reverse_2,
+    directions,
 ):
     """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
 
@@ -1287,9 +1327,29 @@ def begin(
 
 
 def begin_backward(
-    frame, team, threads, dy, dh_n, dc_n, dx,
-    w_ih, w_hh, grad_w_ih, grad_w_hh, grad_b_ih, grad_b_hh, h0, c0,
-    w_ih_2, w_hh_2, grad_w_ih_2, grad_w_hh_2, grad_b_ih_2, grad_b_hh_2, h0_2, c0_2,
+    frame,
+    team,
+    threads,
+    dy,
+    dh_n,
+    dc_n,
+    dx,
+    w_ih,
+    w_hh,
+    grad_w_ih,
+    grad_w_hh,
+    grad_b_ih,
+    grad_b_hh,
+    h0,
+    c0,
+    w_ih_2,
+    w_hh_2,
+    grad_w_ih_2,
+    grad_w_hh_2,
+    grad_b_ih_2,
+    grad_b_hh_2,
+    h0_2,
+    c0_2,
 ):
     """Open a backward run on the frame of a forward one: as `begin`. dy, dh_n and dc_n are contiguous, 0 for none."""
     frame = data_of(frame)

@@ -257,5 +257,3 @@ def functions() -> tuple[int, int, int, int]:
     fresh()
     os.register_at_fork(after_in_child=fresh)
     return acquire_kernel.address, run_kernel.address, release_kernel.address, address
-
-

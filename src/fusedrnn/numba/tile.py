@@ -94,9 +94,7 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
 
     def places(rows: list[Any]) -> list[Any]:
         steps = {
-            (p, v): b.add(
-                out_offset, b.add(b.mul(I64(p), g["out_panel"]), b.mul(I64(v), g["out_step"]))
-            )
+            (p, v): b.add(out_offset, b.add(b.mul(I64(p), g["out_panel"]), b.mul(I64(v), g["out_step"])))
             for p in range(P)
             for v in range(V)
         }
@@ -375,6 +373,8 @@ def product(p, like):
             k0 = s * q.depth + k
             block(p, walk, s * q.a_segment + k * q.a_step, k0, q.next if k0 + g.depth == K else 0, like)
             g.accumulate = 1
+
+
 # Packing -------------------------------------------------------------------------------------------------------------
 
 

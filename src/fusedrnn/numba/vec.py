@@ -156,10 +156,14 @@ def _register(symbol: Any, arguments: int, emit: Any) -> None:
         patterns = [(Vec,)]
     else:
         type_callable(symbol)(
-            lambda context: lambda a, b: (  # noqa: ARG005
-                a if _is_vec(a) and (a == b or isinstance(b, types.Number))
-                else b if _is_vec(b) and isinstance(a, types.Number)
-                else None
+            lambda context: (
+                lambda a, b: (  # noqa: ARG005
+                    a
+                    if _is_vec(a) and (a == b or isinstance(b, types.Number))
+                    else b
+                    if _is_vec(b) and isinstance(a, types.Number)
+                    else None
+                )
             )
         )
         patterns = [(Vec, Vec), (Vec, types.Number), (types.Number, Vec)]
@@ -268,13 +272,17 @@ def positive_part(typing: Any, x: Any, a: Any) -> Any:  # noqa: ARG001
 @emitted
 def itemsize(typing: Any, like: Any) -> Any:  # noqa: ARG001
     """Bytes of an element, a constant."""
-    return types.int64(like), lambda c, b, signature, v: ir.Constant(ir.IntType(64), BITS[real_of(signature.args[0])] // 8)  # noqa: ARG005
+    return types.int64(like), lambda c, b, signature, v: ir.Constant(
+        ir.IntType(64), BITS[real_of(signature.args[0])] // 8
+    )  # noqa: ARG005
 
 
 @emitted
 def lanes(typing: Any, like: Any) -> Any:  # noqa: ARG001
     """Elements of a vector, L, a constant."""
-    return types.int64(like), lambda c, b, signature, v: ir.Constant(ir.IntType(64), VECS[real_of(signature.args[0])].lanes)  # noqa: ARG005
+    return types.int64(like), lambda c, b, signature, v: ir.Constant(
+        ir.IntType(64), VECS[real_of(signature.args[0])].lanes
+    )  # noqa: ARG005
 
 
 @emitted
