@@ -202,5 +202,6 @@ def test_what_is_broken_is_an_error_and_no_fallback(error, monkeypatch):
 
 def test_importing_loads_no_backend():
     """Of the backends only the one that runs is imported."""
-    code = "import sys; import fusedrnn; print([n for n in sys.modules if n in ('fusedrnn._core', 'numba', 'fusedrnn.reference')])"
+    names = ("fusedrnn._core", "numba", "fusedrnn.reference")
+    code = f"import sys; import fusedrnn; print([n for n in sys.modules if n in {names}])"
     assert python(code).stdout == "[]\n"

@@ -1,4 +1,4 @@
-"""What is the Numba backend's own: the same bits as the compiled one, its cache, messages, team, and cells in users' code.
+"""What is the Numba backend's own: the bits of the compiled one, its cache, messages and team, cells in users' code.
 
 All else is in the other files, which run over it as over every backend. What changes a process runs in one of its own.
 """
@@ -137,7 +137,8 @@ def test_importing_fusedrnn_does_not_import_numba():
 
 def test_the_cache_and_the_messages(tmp_path):
     """The second process compiles nothing; the first one says that it does."""
-    code = "import logging; logging.basicConfig(level='INFO')\nfrom fusedrnn import numba as nb\nnb.compile(['rnn_relu'], ['f4'])\n"
+    code = "import logging; logging.basicConfig(level='INFO')\nfrom fusedrnn import numba as nb\n"
+    code += "nb.compile(['rnn_relu'], ['f4'])\n"
     first = python(code, NUMBA_CACHE_DIR=str(tmp_path))
     assert "compiling takes some seconds, once" in first
     assert "compiled work in" in first

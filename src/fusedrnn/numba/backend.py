@@ -195,8 +195,9 @@ def forward(
     tape = Tape()
     tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, frame, persistent, x, y
     tape.lstm, tape.rows = lstm, rows
-    tape.weights = [(d[0][0], d[0][1]) for d in directions]
-    tape.has_biases = tuple((d[0][2] is not None, d[0][3] is not None) for d in directions)
+    given: list[Any] = [d[0] for d in directions]
+    tape.weights = [(w[0], w[1]) for w in given]
+    tape.has_biases = tuple((w[2] is not None, w[3] is not None) for w in given)
     return y, h_n, c_n, tape
 
 
@@ -256,7 +257,7 @@ def backward(
     if D == 1:
         arguments += (0,) * 8
     needed = sequence.begin_backward_kernel.call(
-        id(frame), _team()[0], number_of_threads(), _id(dy), _id(dh_n), _id(dc_n), id(dx), *arguments
+        id(frame), number_of_threads(), _id(dy), _id(dh_n), _id(dc_n), id(dx), *arguments
     )
     _run(frame, needed)
     return dx, tuple(
@@ -297,7 +298,7 @@ class Stream:
             0,
             0,
         )
-        self._kept = data, frames, places
+        self._kept: tuple[Any, ...] = data, frames, places
         self._team = _team()[0]
         self._open()
 
@@ -419,7 +420,7 @@ def tanh(a: Array) -> Array:
 def compile(  # noqa: A001
     cells: Sequence[str] = tuple(sequence.CELL), dtypes: Sequence[npt.DTypeLike] = ("float32", "float64")
 ) -> None:
-    """Compile ahead, with a line of progress for each part in the log "fusedrnn.numba"; later processes find it on disk.
+    """Compile ahead, with progress in the log "fusedrnn.numba"; later processes find the result on disk.
 
     Parameters
     ----------

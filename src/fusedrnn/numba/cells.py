@@ -3,8 +3,8 @@ function or a ``prange``. They allocate nothing, start no thread, need no GIL an
 
 Weights are packed once, by `lstm_weights` and its like, from PyTorch's layout; what comes back is a named tuple of
 arrays, which Numba takes as an argument. To hold many sets of weights, stack each field and index it in jitted code:
-``LSTMWeights(stack.x[n], stack.h[n], stack.bias[n])``. Scratch is on the stack: for each of up to six sequences about as
-much as four rows of H numbers.
+``LSTMWeights(stack.x[n], stack.h[n], stack.bias[n])``. Scratch is on the stack: for each of up to six sequences about
+as much as five rows of H numbers.
 """
 
 from typing import Any, NamedTuple
@@ -68,7 +68,7 @@ class RNNWeights(NamedTuple):
 
 
 def _panels(w: Array, gates: tuple[int, ...], H: int) -> Array:
-    """Rows of w (G*H, K), gate by gate, as panels (panels, K, width, L); a single gate fills panels of PANEL vectors."""
+    """Rows of w (G*H, K), gate by gate, as panels (panels, K, width, L); a single gate fills PANEL vectors."""
     L, K = VECTOR_BYTES // w.itemsize, w.shape[1]
     each = L if len(gates) > 1 else PANEL * L
     n = -(-H // each)
@@ -189,7 +189,7 @@ def rnn_weights(
 
 
 @emitted
-def address(typing: Any, array: Any) -> Any:  # noqa: ARG001
+def address(typing: Any, array: Any) -> Any:
     """Of an array's first element."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -200,10 +200,10 @@ def address(typing: Any, array: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def scratch(typing: Any, size: Any) -> Any:  # noqa: ARG001
+def scratch(typing: Any, size: Any) -> Any:
     """Address of some bytes on the stack, 64-byte aligned, for as long as the function runs."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         block = builder.alloca(ir.IntType(8), values[0])
         block.align = 64
         return builder.ptrtoint(block, ir.IntType(64))
@@ -212,8 +212,8 @@ def scratch(typing: Any, size: Any) -> Any:  # noqa: ARG001
 
 
 def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states):  # type: ignore[no-untyped-def]
-    """Make a cell's step over rows: step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like), all but the weights
-    and `like` integers: addresses, bytes from a row to the next."""
+    """Make a cell's step over rows: step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like), all but the
+    weights and `like` integers: addresses, bytes from a row to the next."""
     table = table_of((min(width, WIDEST), width) if width == PANEL else (width,), fetch=False)
 
     @inner
@@ -269,12 +269,12 @@ def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states)
 
 
 @inner
-def lstm_pointwise(q, like, weights):  # noqa: ARG001
+def lstm_pointwise(q, like, weights):
     lstm(q, like)
 
 
 @inner
-def gru_pointwise(q, like, weights):  # noqa: ARG001
+def gru_pointwise(q, like, weights):
     gru(q, like)
 
 

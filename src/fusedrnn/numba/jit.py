@@ -37,14 +37,14 @@ def _vector_bytes() -> int:
 
 VECTOR_BYTES: Final = _vector_bytes()
 
-_OPTIONS: Final = {
+_OPTIONS: Final[dict[str, Any]] = {
     "nogil": True,  # other Python threads go on meanwhile
     "error_model": "numpy",  # no test for a zero divisor, and with it no way to fail in the middle of a team's work
     "boundscheck": False,  # addresses have no bounds; arguments were checked before
     "fastmath": False,
 }
 # Called from compiled code alone: no wrappers for Python or C, which would cost compile time.
-_INNER: Final = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INNER: Final[dict[str, Any]] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class _Deferred(codegen.JITCodeLibrary):  # type: ignore[misc]  # Numba ships no types

@@ -54,31 +54,31 @@ def _void(context: Any) -> Any:
 
 
 @emitted
-def at(typing: Any, address: Any, dtype: Any) -> Any:  # noqa: ARG001
+def at(typing: Any, address: Any, dtype: Any) -> Any:
     """The record of a structured dtype that lies at an address."""
     record = dtype.dtype
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(record))
 
     return record(types.int64, dtype), codegen
 
 
 @emitted
-def get(typing: Any, address: Any, i: Any) -> Any:  # noqa: ARG001
+def get(typing: Any, address: Any, i: Any) -> Any:
     """The i-th 64-bit integer at an address."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.load(_word(builder, *values))
 
     return types.int64(types.int64, types.int64), codegen
 
 
 @emitted
-def put(typing: Any, address: Any, i: Any, value: Any) -> Any:  # noqa: ARG001
+def put(typing: Any, address: Any, i: Any, value: Any) -> Any:
     """Write the i-th 64-bit integer at an address."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.store(values[2], _word(builder, values[0], values[1]))
         return _void(context)
 
@@ -86,10 +86,10 @@ def put(typing: Any, address: Any, i: Any, value: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def copy(typing: Any, to: Any, source: Any, size: Any) -> Any:  # noqa: ARG001
+def copy(typing: Any, to: Any, source: Any, size: Any) -> Any:
     """memcpy."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to, source = (builder.inttoptr(v, I8.as_pointer()) for v in values[:2])
         cgutils.raw_memcpy(builder, to, source, values[2], ir.Constant(I64, 1))
         return _void(context)
@@ -98,10 +98,10 @@ def copy(typing: Any, to: Any, source: Any, size: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def clear(typing: Any, to: Any, size: Any) -> Any:  # noqa: ARG001
+def clear(typing: Any, to: Any, size: Any) -> Any:
     """Write zeros."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         cgutils.memset(builder, builder.inttoptr(values[0], I8.as_pointer()), values[1], 0)
         return _void(context)
 
@@ -109,12 +109,12 @@ def clear(typing: Any, to: Any, size: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def stack(typing: Any, size: Any) -> Any:  # noqa: ARG001
+def stack(typing: Any, size: Any) -> Any:
     """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs."""
     if not isinstance(size, types.IntegerLiteral):
         raise RequireLiteralValue("stack: a constant size is needed")
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         block = cgutils.alloca_once(builder, ir.ArrayType(I8, size.literal_value))
         block.align = 64
         return builder.ptrtoint(block, I64)
@@ -123,7 +123,7 @@ def stack(typing: Any, size: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def call(typing: Any, function: Any, *args: Any) -> Any:  # noqa: ARG001
+def call(typing: Any, function: Any, *args: Any) -> Any:
     """Call the function at an address with integers; it gives nothing back."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -136,10 +136,10 @@ def call(typing: Any, function: Any, *args: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: Any) -> Any:  # noqa: ARG001
+def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: Any) -> Any:
     """Call a team's acquire at an address."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         t = ir.FunctionType(I32, [I32, ir.DoubleType(), I64])
         p = builder.inttoptr(values[0], t.as_pointer())
         return builder.sext(builder.call(p, [builder.trunc(values[1], I32), *values[2:]]), I64)
@@ -151,20 +151,20 @@ def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: A
 
 
 @emitted
-def peek(typing: Any, address: Any) -> Any:  # noqa: ARG001
+def peek(typing: Any, address: Any) -> Any:
     """A 64-bit integer that other threads write; what they wrote before it is seen after."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.load_atomic(_word(builder, values[0]), "acquire", 8)
 
     return types.int64(types.int64), codegen
 
 
 @emitted
-def poke(typing: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+def poke(typing: Any, address: Any, value: Any) -> Any:
     """Write a 64-bit integer for other threads to see, after all that was written before."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
         return _void(context)
 
@@ -172,10 +172,10 @@ def poke(typing: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:  # noqa: ARG001
+def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
     """Write `new` if `old` is there; whether it was."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pair = builder.cmpxchg(_word(builder, values[0]), values[1], values[2], "seq_cst", "acquire")
         return builder.extract_value(pair, 1)
 
@@ -190,10 +190,10 @@ def _external(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 @emitted
-def relax(typing: Any) -> Any:  # noqa: ARG001
+def relax(typing: Any) -> Any:
     """One pause of a spin."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if X86:
             builder.call(_external(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
         elif ARM:
@@ -204,10 +204,10 @@ def relax(typing: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def yield_cpu(typing: Any) -> Any:  # noqa: ARG001
+def yield_cpu(typing: Any) -> Any:
     """Let another thread have this CPU."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.call(_external(builder, "sched_yield", I32), [])
         return _void(context)
 
@@ -217,7 +217,7 @@ def yield_cpu(typing: Any) -> Any:  # noqa: ARG001
 def _on_address(name: str, result: Any, *arguments: Any) -> Any:
     """Code that calls a C function of pointers, the first at an address, and drops what it gives."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointers = [builder.inttoptr(v, I8.as_pointer()) for v in values]
         pointers += [ir.Constant(I8.as_pointer(), None)] * len(arguments)
         builder.call(_external(builder, name, result, *pointers), pointers)
@@ -227,37 +227,37 @@ def _on_address(name: str, result: Any, *arguments: Any) -> Any:
 
 
 @emitted
-def mutex_lock(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+def mutex_lock(typing: Any, mutex: Any) -> Any:
     """pthread_mutex_lock."""
     return types.void(types.int64), _on_address("pthread_mutex_lock", I32)
 
 
 @emitted
-def mutex_unlock(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+def mutex_unlock(typing: Any, mutex: Any) -> Any:
     """pthread_mutex_unlock."""
     return types.void(types.int64), _on_address("pthread_mutex_unlock", I32)
 
 
 @emitted
-def mutex_init(typing: Any, mutex: Any) -> Any:  # noqa: ARG001
+def mutex_init(typing: Any, mutex: Any) -> Any:
     """pthread_mutex_init."""
     return types.void(types.int64), _on_address("pthread_mutex_init", I32, None)
 
 
 @emitted
-def cond_init(typing: Any, cond: Any) -> Any:  # noqa: ARG001
+def cond_init(typing: Any, cond: Any) -> Any:
     """pthread_cond_init."""
     return types.void(types.int64), _on_address("pthread_cond_init", I32, None)
 
 
 @emitted
-def cond_signal(typing: Any, cond: Any) -> Any:  # noqa: ARG001
+def cond_signal(typing: Any, cond: Any) -> Any:
     """pthread_cond_signal."""
     return types.void(types.int64), _on_address("pthread_cond_signal", I32)
 
 
 @emitted
-def cond_wait(typing: Any, cond: Any, mutex: Any) -> Any:  # noqa: ARG001
+def cond_wait(typing: Any, cond: Any, mutex: Any) -> Any:
     """pthread_cond_wait."""
     return types.void(types.int64, types.int64), _on_address("pthread_cond_wait", I32)
 
@@ -266,10 +266,10 @@ SET_MASK = int(signal.SIG_SETMASK)
 
 
 @emitted
-def thread_create(typing: Any, where: Any, function: Any, arg: Any) -> Any:  # noqa: ARG001
+def thread_create(typing: Any, where: Any, function: Any, arg: Any) -> Any:
     """Start function(arg) on a detached thread that takes no signals; whether the system let us."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         every, before = (
             builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 16)), I8.as_pointer()) for _ in range(2)
         )
@@ -296,10 +296,10 @@ CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)
 
 
 @emitted
-def seconds(typing: Any) -> Any:  # noqa: ARG001
+def seconds(typing: Any) -> Any:
     """The clock."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pair = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
         first = builder.bitcast(pair, I64.as_pointer())
         clock = I32(CLOCK)
@@ -316,10 +316,10 @@ def _assembly(builder: Any, text: str, constraints: str, result: Any, args: Any)
 
 
 @emitted
-def flush_denormals(typing: Any) -> Any:  # noqa: ARG001
+def flush_denormals(typing: Any) -> Any:
     """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives what was in force before."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if X86:
             slot = cgutils.alloca_once(builder, I32)
             p = builder.bitcast(slot, I8.as_pointer())
@@ -338,10 +338,10 @@ def flush_denormals(typing: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def restore_denormals(typing: Any, before: Any) -> Any:  # noqa: ARG001
+def restore_denormals(typing: Any, before: Any) -> Any:
     """Undo `flush_denormals`."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if X86:
             slot = cgutils.alloca_once(builder, I32)
             p = builder.bitcast(slot, I8.as_pointer())
@@ -355,8 +355,8 @@ def restore_denormals(typing: Any, before: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def signals(typing: Any, error: Any) -> Any:  # noqa: ARG001
-    """Run Python's signal handlers, with the GIL; what they raise goes to the three words at `error`. Whether any did."""
+def signals(typing: Any, error: Any) -> Any:
+    """Run Python's signal handlers, with the GIL; what they raise goes to three words at `error`. Whether any did."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         api = context.get_python_api(builder)

@@ -169,8 +169,8 @@ def padded(n, size):
     return n + lane if n * size % 1024 == 0 else n
 
 
-# An array comes as the address of its Python object, whose layout NumPy's C interface fixes: this is faster by far than
-# Numba's own way, and an array of any strides has the same type. ---------------------------------------------------------
+# An array comes as the address of its Python object, whose layout NumPy's C interface fixes: far faster than
+# Numba's own way, and an array of any strides has the same type. ----------------------------------------------------
 
 HEAD = object.__basicsize__ // 8
 
@@ -1328,7 +1328,6 @@ def begin(
 
 def begin_backward(
     frame,
-    team,
     threads,
     dy,
     dh_n,
@@ -1455,13 +1454,13 @@ def pack_end(layer, memory):
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
 begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 29)})")
-begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
+begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 22)})")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")
 pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")
 pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
 
-# Streams: the same loop over a single step, with everything laid out beforehand -----------------------------------------
+# Streams: the same loop over a single step, with everything laid out beforehand -------------------------------------
 
 STREAM = np.dtype(
     [

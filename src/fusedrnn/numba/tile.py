@@ -254,10 +254,10 @@ def table_of(widths: tuple[int, ...], *, fetch: bool = True) -> Any:
         return found
 
     @emitted
-    def table(typing: Any, like: Any) -> Any:  # noqa: ARG001
+    def table(typing: Any, like: Any) -> Any:
         """The address of the table, one function pointer a place."""
 
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             return builder.ptrtoint(constant(builder.module, vec.real_of(like)), I64)
 
         return types.int64(like), codegen

@@ -152,12 +152,12 @@ def _register(symbol: Any, arguments: int, emit: Any) -> None:
     """Make a Python operator work on vectors."""
     typer = _operation(emit)
     if arguments == 1:
-        type_callable(symbol)(lambda context: lambda a: a if _is_vec(a) else None)  # noqa: ARG005
-        patterns = [(Vec,)]
+        type_callable(symbol)(lambda context: lambda a: a if _is_vec(a) else None)
+        patterns: list[tuple[Any, ...]] = [(Vec,)]
     else:
         type_callable(symbol)(
             lambda context: (
-                lambda a, b: (  # noqa: ARG005
+                lambda a, b: (
                     a
                     if _is_vec(a) and (a == b or isinstance(b, types.Number))
                     else b
@@ -173,11 +173,11 @@ def _register(symbol: Any, arguments: int, emit: Any) -> None:
         )
 
 
-_register(operator.add, 2, lambda b, real, x, y: b.fadd(x, y))  # noqa: ARG005
-_register(operator.sub, 2, lambda b, real, x, y: b.fsub(x, y))  # noqa: ARG005
-_register(operator.mul, 2, lambda b, real, x, y: b.fmul(x, y))  # noqa: ARG005
-_register(operator.truediv, 2, lambda b, real, x, y: b.fdiv(x, y))  # noqa: ARG005
-_register(operator.neg, 1, lambda b, real, x: b.fneg(x))  # noqa: ARG005
+_register(operator.add, 2, lambda b, real, x, y: b.fadd(x, y))
+_register(operator.sub, 2, lambda b, real, x, y: b.fsub(x, y))
+_register(operator.mul, 2, lambda b, real, x, y: b.fmul(x, y))
+_register(operator.truediv, 2, lambda b, real, x, y: b.fdiv(x, y))
+_register(operator.neg, 1, lambda b, real, x: b.fneg(x))
 
 
 def _bits(builder: Any, real: Any, x: Any) -> Any:
@@ -198,19 +198,19 @@ def _sign_bit(real: Any) -> Any:
 
 
 @emitted
-def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:  # noqa: ARG001
+def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """a*b + c, rounded once."""
-    return _operation(lambda builder, real, x, y, z: emit_fma(builder, x, y, z))(a, b, c)  # noqa: ARG005
+    return _operation(lambda builder, real, x, y, z: emit_fma(builder, x, y, z))(a, b, c)
 
 
 @emitted
-def maximum(typing: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+def maximum(typing: Any, a: Any, b: Any) -> Any:
     """The larger; NaN when b is (a never is where it is used)."""
-    return _operation(lambda builder, real, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))(a, b)  # noqa: ARG005
+    return _operation(lambda builder, real, x, y: builder.select(builder.fcmp_ordered(">", x, y), x, y))(a, b)
 
 
 @emitted
-def negative_abs(typing: Any, x: Any) -> Any:  # noqa: ARG001
+def negative_abs(typing: Any, x: Any) -> Any:
     """-|x|."""
     return _operation(
         lambda builder, real, x: _reals(builder, real, builder.or_(_bits(builder, real, x), _sign_bit(real)))
@@ -218,7 +218,7 @@ def negative_abs(typing: Any, x: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def xor_sign(typing: Any, a: Any, x: Any) -> Any:  # noqa: ARG001
+def xor_sign(typing: Any, a: Any, x: Any) -> Any:
     """Where x is negative (-0 too), -a; elsewhere a."""
 
     def emit(builder: Any, real: Any, a: Any, x: Any) -> Any:
@@ -229,7 +229,7 @@ def xor_sign(typing: Any, a: Any, x: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def power_of_two(typing: Any, shifted: Any) -> Any:  # noqa: ARG001
+def power_of_two(typing: Any, shifted: Any) -> Any:
     """2^n, n in the low bits of a number's significand."""
 
     def emit(builder: Any, real: Any, x: Any) -> Any:
@@ -241,7 +241,7 @@ def power_of_two(typing: Any, shifted: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def pick_negative(typing: Any, x: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+def pick_negative(typing: Any, x: Any, a: Any, b: Any) -> Any:
     """Where x is negative (-0 too), a; elsewhere b."""
 
     def emit(builder: Any, real: Any, x: Any, a: Any, b: Any) -> Any:
@@ -251,15 +251,15 @@ def pick_negative(typing: Any, x: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def pick_less(typing: Any, x: Any, y: Any, a: Any, b: Any) -> Any:  # noqa: ARG001
+def pick_less(typing: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
     """Where x < y, a; elsewhere, and where either is NaN, b."""
-    return _operation(lambda builder, real, x, y, a, b: builder.select(builder.fcmp_ordered("<", x, y), a, b))(  # noqa: ARG005
+    return _operation(lambda builder, real, x, y, a, b: builder.select(builder.fcmp_ordered("<", x, y), a, b))(
         x, y, a, b
     )
 
 
 @emitted
-def positive_part(typing: Any, x: Any, a: Any) -> Any:  # noqa: ARG001
+def positive_part(typing: Any, x: Any, a: Any) -> Any:
     """Where x <= 0, 0; elsewhere, and where x is NaN, a."""
 
     def emit(builder: Any, real: Any, x: Any, a: Any) -> Any:
@@ -270,43 +270,43 @@ def positive_part(typing: Any, x: Any, a: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def itemsize(typing: Any, like: Any) -> Any:  # noqa: ARG001
+def itemsize(typing: Any, like: Any) -> Any:
     """Bytes of an element, a constant."""
     return types.int64(like), lambda c, b, signature, v: ir.Constant(
         ir.IntType(64), BITS[real_of(signature.args[0])] // 8
-    )  # noqa: ARG005
+    )
 
 
 @emitted
-def lanes(typing: Any, like: Any) -> Any:  # noqa: ARG001
+def lanes(typing: Any, like: Any) -> Any:
     """Elements of a vector, L, a constant."""
     return types.int64(like), lambda c, b, signature, v: ir.Constant(
         ir.IntType(64), VECS[real_of(signature.args[0])].lanes
-    )  # noqa: ARG005
+    )
 
 
 @emitted
-def zeros(typing: Any, like: Any) -> Any:  # noqa: ARG001
+def zeros(typing: Any, like: Any) -> Any:
     """A vector of zeros."""
-    return VECS[real_of(like)](like), lambda c, b, signature, v: ir.Constant(ir_vector(real_of(like)), None)  # noqa: ARG005
+    return VECS[real_of(like)](like), lambda c, b, signature, v: ir.Constant(ir_vector(real_of(like)), None)
 
 
 @emitted
-def load(typing: Any, address: Any, i: Any, like: Any) -> Any:  # noqa: ARG001
+def load(typing: Any, address: Any, i: Any, like: Any) -> Any:
     """The vector at element `i`."""
     real = real_of(like)
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return emit_load(builder, pointer(builder, values[0], real, values[1]), real)
 
     return VECS[real](types.int64, types.int64, like), codegen
 
 
 @emitted
-def store(typing: Any, address: Any, i: Any, x: Any) -> Any:  # noqa: ARG001
+def store(typing: Any, address: Any, i: Any, x: Any) -> Any:
     """Write a vector at element `i`."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         emit_store(builder, values[2], pointer(builder, values[0], x.real, values[1]), x.real)
         return context.get_dummy_value()
 
@@ -314,21 +314,21 @@ def store(typing: Any, address: Any, i: Any, x: Any) -> Any:  # noqa: ARG001
 
 
 @emitted
-def real(typing: Any, address: Any, i: Any, like: Any) -> Any:  # noqa: ARG001
+def real(typing: Any, address: Any, i: Any, like: Any) -> Any:
     """The number at element `i`."""
     real = real_of(like)
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         return builder.load(pointer(builder, values[0], real, values[1]))
 
     return real(types.int64, types.int64, like), codegen
 
 
 @emitted
-def set_real(typing: Any, address: Any, i: Any, x: Any) -> Any:  # noqa: ARG001
+def set_real(typing: Any, address: Any, i: Any, x: Any) -> Any:
     """Write a number at element `i`."""
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         builder.store(values[2], pointer(builder, values[0], x, values[1]))
         return context.get_dummy_value()
 
@@ -346,12 +346,12 @@ def _first(builder: Any, real: Any, n: Any) -> Any:
 
 
 @emitted
-def load_upto(typing: Any, address: Any, i: Any, n: Any, like: Any) -> Any:  # noqa: ARG001
+def load_upto(typing: Any, address: Any, i: Any, n: Any, like: Any) -> Any:
     """Up to n elements (n >= 1) from element `i`, all of them when n >= L: the last vector of an unpadded row."""
     real = real_of(like)
     vec = VECS[real]
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         p, n = pointer(builder, values[0], real, values[1]), values[2]
         found = cgutils.alloca_once(builder, ir_vector(real))
         whole = builder.icmp_signed(">=", n, ir.Constant(n.type, vec.lanes))
@@ -371,11 +371,11 @@ def load_upto(typing: Any, address: Any, i: Any, n: Any, like: Any) -> Any:  # n
 
 
 @emitted
-def store_upto(typing: Any, address: Any, i: Any, x: Any, n: Any) -> Any:  # noqa: ARG001
+def store_upto(typing: Any, address: Any, i: Any, x: Any, n: Any) -> Any:
     """Write up to n elements (n >= 1) at element `i`, all of them when n >= L."""
     real = x.real
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:  # noqa: ARG001
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         p, n = pointer(builder, values[0], real, values[1]), values[3]
         whole = builder.icmp_signed(">=", n, ir.Constant(n.type, x.lanes))
         with builder.if_else(whole, likely=True) as (then, otherwise):
@@ -393,7 +393,7 @@ def store_upto(typing: Any, address: Any, i: Any, x: Any, n: Any) -> Any:  # noq
 
 
 @emitted
-def by_dtype(typing: Any, x: Any, narrow: Any, wide: Any) -> Any:  # noqa: ARG001
+def by_dtype(typing: Any, x: Any, narrow: Any, wide: Any) -> Any:
     """A constant of x's dtype: `narrow` for float32, `wide` for float64."""
     real = real_of(x)
 
@@ -405,7 +405,7 @@ def by_dtype(typing: Any, x: Any, narrow: Any, wide: Any) -> Any:  # noqa: ARG00
 
 
 @emitted
-def horner(typing: Any, r: Any, narrow: Any, wide: Any) -> Any:  # noqa: ARG001
+def horner(typing: Any, r: Any, narrow: Any, wide: Any) -> Any:
     """A polynomial of r, the highest coefficient first: `narrow` for float32, `wide` for float64."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
