@@ -257,7 +257,14 @@ def backward(
     if D == 1:
         arguments += (0,) * 8
     needed = sequence.begin_backward_kernel.call(
-        id(frame), number_of_threads(), _id(dy), _id(dh_n), _id(dc_n), id(dx), *arguments
+        id(frame),
+        sequence.work_backward_kernel.address,
+        number_of_threads(),
+        _id(dy),
+        _id(dh_n),
+        _id(dc_n),
+        id(dx),
+        *arguments,
     )
     _run(frame, needed)
     return dx, tuple(
@@ -444,8 +451,9 @@ def compile(  # noqa: A001
     found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
     _team()
     for value in vars(sequence).values():
-        if isinstance(value, Kernel) and value is not sequence.work_kernel:
+        if isinstance(value, Kernel) and value.function not in (sequence.work, sequence.work_backward):
             _ = value.call
+    _ = sequence.work_backward_kernel.address
     for cell in cells:
         for dtype in found:
             _kernels(cell, np.dtype(dtype))

@@ -940,33 +940,47 @@ def direction_of(run, i):
 
 
 def work(run, rank):
-    """A rank's share of a run."""
+    """A rank's share of a forward run."""
     r = at(run, RUN)
     k = stack(WORKER_BYTES)
     open_worker(k, run, rank)
-    packing = r.backward != 0
+    packing = False
     for i in range(r.directions):
-        d = direction_of(run, i)
-        q = at(d, DIRECTION)
-        if r.backward:
-            l, rows = at(q.layer, LAYER), at(k, WORKER).a
-            for s in range(get(l.cell, STAGES)):
-                pack_matrix(q.dh1 if s else q.dh0, q.layer, rank, r.size, rows)
-            pack_matrix(q.dx, q.layer, rank, r.size, rows)
-        elif not q.packed:
+        q = at(direction_of(run, i), DIRECTION)
+        if not q.packed:
             packing = True
             pack_layer(q.layer, rank, r.size)
     if packing and meet(k):
         return
-    if r.size == 1:
-        for i in range(r.groups):
-            if time_loop(k, r.group + i * GROUP_BYTES, 0):
-                return
-    elif time_loop(k, r.group + rank // r.width * GROUP_BYTES, rank % r.width) and r.groups == 1:
-        return
-    if not r.backward:
-        return
-    if meet(k):
+    work_loops(k)
+
+
+@inner
+def work_loops(k):
+    """The time loops of a rank; true when interrupted."""
+    w = at(k, WORKER)
+    r = at(w.run, RUN)
+    if r.size > 1:
+        stopped = time_loop(k, r.group + w.rank // r.width * GROUP_BYTES, w.rank % r.width)
+        return stopped and r.groups == 1
+    for i in range(r.groups):
+        if time_loop(k, r.group + i * GROUP_BYTES, 0):
+            return True
+    return False
+
+
+def work_backward(run, rank):
+    """A rank's share of a backward run: apart, so that a first forward call need not compile it."""
+    r = at(run, RUN)
+    k = stack(WORKER_BYTES)
+    open_worker(k, run, rank)
+    for i in range(r.directions):
+        q = at(direction_of(run, i), DIRECTION)
+        l, rows = at(q.layer, LAYER), at(k, WORKER).a
+        for s in range(get(l.cell, STAGES)):
+            pack_matrix(q.dh1 if s else q.dh0, q.layer, rank, r.size, rows)
+        pack_matrix(q.dx, q.layer, rank, r.size, rows)
+    if meet(k) or work_loops(k) or meet(k):
         return
     for i in range(r.directions):
         d = direction_of(run, i)
@@ -1328,6 +1342,7 @@ def begin(
 
 def begin_backward(
     frame,
+    work_function,
     threads,
     dy,
     dh_n,
@@ -1354,6 +1369,7 @@ def begin_backward(
     frame = data_of(frame)
     r = at(frame, RUN)
     r.backward = 1
+    r.work_function = work_function
     need = 0
     for i in range(r.directions):
         d = direction_of(frame, i)
@@ -1453,8 +1469,9 @@ def pack_end(layer, memory):
 
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
+work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
 begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 29)})")
-begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 22)})")
+begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")
 pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")
