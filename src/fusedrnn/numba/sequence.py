@@ -963,7 +963,7 @@ def work_loops(k):
     if r.size > 1:
         stopped = time_loop(k, r.group + w.rank // r.width * GROUP_BYTES, w.rank % r.width)
         return stopped and r.groups == 1
-    for i in range(r.groups):
+    for i in range(r.groups):  # noqa: SIM110  # a generator is nothing for Numba
         if time_loop(k, r.group + i * GROUP_BYTES, 0):
             return True
     return False
