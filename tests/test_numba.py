@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused():
         nb.rnn_step(packed, x, np.zeros(6, np.float32))
     with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu'"):
         nb.rnn_weights(*given, nonlinearity="step")
-    with pytest.raises(ValueError, match="w_hh: expected shape"):
+    with pytest.raises(ValueError, match="w_ih: expected shape"):
         nb.lstm_weights(*given)
 
 
