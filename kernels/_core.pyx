@@ -1742,6 +1742,11 @@ def set_isa(str name):
     ACTIVE = found
 
 
+def team():
+    """Addresses of team_acquire, team_run and team_release, for the functions of another compiler."""
+    return <size_t>&team_acquire, <size_t>&team_run, <size_t>&team_release
+
+
 def available_cpus():
     """CPUs that this thread may run on."""
     return cpu_count()

@@ -38,7 +38,7 @@ class Target:
 
 
 REFERENCE = (Target("reference", None),)
-COMPILED = tuple(Target("cython", isa) for isa in ISAS)
+COMPILED = (*(Target("cython", isa) for isa in ISAS), Target("numba", None))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -68,6 +68,13 @@ def load_core() -> ModuleType:
 
 
 def force(target: Target) -> Iterator[Target]:
+    if target.backend == "numba":
+        pytest.importorskip("numba")
+        module = importlib.import_module("fusedrnn.numba")
+        threads = module.get_num_threads()
+        yield dataclasses.replace(target, module=module)
+        module.set_num_threads(threads)
+        return
     if target.backend != "cython":
         yield dataclasses.replace(target, module=importlib.import_module(f"fusedrnn.{target.backend}"))
         return

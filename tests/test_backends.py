@@ -160,10 +160,12 @@ def test_the_environment_chooses():
 def test_the_environment_names_no_backend():
     result = python("import fusedrnn", FUSEDRNN_BACKEND="quick")
     assert result.returncode == 1
-    assert result.stderr.endswith("ValueError: FUSEDRNN_BACKEND: expected 'cython' or 'reference', got 'quick'\n")
+    assert result.stderr.endswith(
+        "ValueError: FUSEDRNN_BACKEND: expected 'cython', 'numba' or 'reference', got 'quick'\n"
+    )
 
 
-WITHOUT = "import sys; sys.modules['fusedrnn._core'] = None; import fusedrnn as fr; "
+WITHOUT = "import sys; sys.modules['fusedrnn._core'] = sys.modules['numba'] = None; import fusedrnn as fr; "
 
 
 def test_what_is_not_installed_is_left_out_of_the_default():
@@ -200,7 +202,6 @@ def test_what_is_broken_is_an_error_and_no_fallback(error, monkeypatch):
 
 def test_importing_loads_no_backend():
     """Of the backends only the one that runs is imported."""
-    code = (
-        "import sys; import fusedrnn; print([n for n in sys.modules if n in ('fusedrnn._core', 'fusedrnn.reference')])"
-    )
+    names = ("fusedrnn._core", "numba", "fusedrnn.reference")
+    code = f"import sys; import fusedrnn; print([n for n in sys.modules if n in {names}])"
     assert python(code).stdout == "[]\n"

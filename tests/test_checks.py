@@ -97,9 +97,9 @@ BAD_FORWARD = [
     ("reverse", "yes", TypeError, "reverse: expected True or False, got 'yes'"),
     ("reverse", 1, TypeError, "reverse: expected True or False, got 1"),
     ("training", None, TypeError, "training: expected True or False, got None"),
-    ("backend", "fast", ValueError, "backend: expected 'cython' or 'reference', got 'fast'"),
-    ("backend", 3, TypeError, "backend: expected 'cython' or 'reference', got int"),
-    ("backend", ["cython"], TypeError, "backend: expected 'cython' or 'reference', got list"),
+    ("backend", "fast", ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'"),
+    ("backend", 3, TypeError, "backend: expected 'cython', 'numba' or 'reference', got int"),
+    ("backend", ["cython"], TypeError, "backend: expected 'cython', 'numba' or 'reference', got list"),
 ]
 
 
@@ -201,8 +201,8 @@ BAD_OPTIONS = [
     ("rng", "seed", TypeError, "rng: expected a numpy.random.Generator, a seed or None, got 'seed'"),
     ("rng", -1, ValueError, "rng: expected a numpy.random.Generator, a seed or None, got -1"),
     ("rng", 0.5, TypeError, "rng: expected a numpy.random.Generator, a seed or None, got 0.5"),
-    ("backend", "fast", ValueError, "backend: expected 'cython' or 'reference', got 'fast'"),
-    ("backend", 3, TypeError, "backend: expected 'cython' or 'reference', got int"),
+    ("backend", "fast", ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'"),
+    ("backend", 3, TypeError, "backend: expected 'cython', 'numba' or 'reference', got int"),
 ]
 BAD_LAYER_OPTIONS = [
     ("num_layers", 0, ValueError, "num_layers: expected at least 1, got 0"),
@@ -510,10 +510,10 @@ def test_sizes_of_parameters():
 
 
 def test_use_backend():
-    fails(ValueError, "backend: expected 'cython' or 'reference', got 'fast'", fr.use_backend, "fast")
-    fails(TypeError, "backend: expected 'cython' or 'reference', got NoneType", fr.use_backend, None)
-    fails(ValueError, "backend: expected 'cython' or 'reference', got 'fast'", fr.backends.get, "fast")
-    fails(ValueError, "backend: expected 'cython' or 'reference', got 'fast'", fr.backends.missing, "fast")
+    fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.use_backend, "fast")
+    fails(TypeError, "backend: expected 'cython', 'numba' or 'reference', got NoneType", fr.use_backend, None)
+    fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.backends.get, "fast")
+    fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.backends.missing, "fast")
 
 
 def test_threads():

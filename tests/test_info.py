@@ -9,7 +9,7 @@ import pytest
 
 import fusedrnn as fr
 
-WITHOUT = "import sys; sys.modules['fusedrnn._core'] = None; import fusedrnn as fr; "
+WITHOUT = "import sys; sys.modules['fusedrnn._core'] = sys.modules['numba'] = None; import fusedrnn as fr; "
 
 
 def python(*arguments, **environment):

@@ -6,6 +6,7 @@ there and fails to import is an error, never a silent fallback. FUSEDRNN_BACKEND
 """
 
 import importlib
+import importlib.util
 import os
 import threading
 from collections.abc import Callable
@@ -32,10 +33,12 @@ __all__ = [
     "use_backend",
 ]
 
-NAMES: Final = ("cython", "reference")
+NAMES: Final = ("cython", "numba", "reference")
 """Every backend's name, fastest first."""
 
-_MODULES: Final = {"cython": "fusedrnn._core", "reference": "fusedrnn.reference"}
+_MODULES: Final = {"cython": "fusedrnn._core", "numba": "fusedrnn.numba", "reference": "fusedrnn.reference"}
+_NEEDS: Final = {"cython": "fusedrnn._core", "numba": "numba", "reference": "fusedrnn.reference"}
+"""What is missing where a backend is not installed."""
 
 Weights: TypeAlias = tuple[Array, Array, Array | None, Array | None]
 """w_ih (G*H, I), w_hh (G*H, H), b_ih (G*H,) or None, b_hh (G*H,) or None."""
@@ -139,7 +142,7 @@ def get(name: str | None = None) -> Backend:
 
     Parameters
     ----------
-    name : {"cython", "reference"}, optional
+    name : {"cython", "numba", "reference"}, optional
         None is the one chosen by `use_backend`, or by FUSEDRNN_BACKEND, or else the fastest that is installed.
 
     Returns
@@ -181,7 +184,7 @@ def missing(name: str) -> str | None:
 
     Parameters
     ----------
-    name : {"cython", "reference"}
+    name : {"cython", "numba", "reference"}
         The backend.
 
     Returns
@@ -189,13 +192,22 @@ def missing(name: str) -> str | None:
     str or None
         None if it can.
     """
+    if name == "numba" and _numba_is_there():
+        return None  # to import Numba takes most of a second: only who uses it pays for that
     try:
         get(name)
     except ModuleNotFoundError as error:
-        if error.name != _MODULES[name]:
+        if error.name != _NEEDS[name]:
             raise
         return str(error)
     return None
+
+
+def _numba_is_there() -> bool:
+    try:
+        return importlib.util.find_spec("numba") is not None
+    except ValueError:  # sys.modules says that it is not
+        return False
 
 
 def compiled() -> Any:
@@ -213,7 +225,7 @@ def _load(name: str) -> Backend:
     try:
         module = importlib.import_module(_MODULES[name])
     except ModuleNotFoundError as error:
-        if error.name != _MODULES[name]:  # it is there, and something that it needs is not
+        if error.name != _NEEDS[name]:  # it is there, and something that it needs is not
             raise
         raise ModuleNotFoundError(f"backend {name!r} is not installed: {error}", name=error.name) from error
     dtypes = checks.FLOATING if name == "reference" else checks.COMPILED
@@ -223,7 +235,7 @@ def _load(name: str) -> Backend:
 
 def _find_default() -> Backend:
     global _default
-    _default = get(_wanted or available()[0])
+    _default = get(_wanted or next(name for name in NAMES if missing(name) is None))
     return _default
 
 
@@ -235,7 +247,7 @@ class use_backend:
 
     Parameters
     ----------
-    name : {"cython", "reference"}
+    name : {"cython", "numba", "reference"}
         The backend.
 
     Raises

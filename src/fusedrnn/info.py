@@ -87,6 +87,7 @@ def _config() -> dict[str, Any]:
             "in use": backends.get().name,
             **{name: backends.missing(name) or "available" for name in backends.NAMES},
             **cython,
+            **({"numba version": importlib.metadata.version("numba")} if backends.missing("numba") is None else {}),
         },
         "threads": {"in use": threads.get_num_threads(), "cpus": threads.available_cpus()},
         "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},

@@ -1,0 +1,463 @@
+"""The backend protocol (see fusedrnn.backends) over the jitted time loop: allocates memory, hands over addresses, and
+keeps alive what lies there. Arguments come checked.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from numba.core import types
+
+from fusedrnn import backends, checks, threads
+from fusedrnn.backends import Direction, Gradients
+from fusedrnn.checks import Array
+from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
+from fusedrnn.numba.jit import Kernel
+
+__all__ = ["Packed", "Stream", "Tape", "backward", "compile", "forward", "pack", "sigmoid", "stream", "tanh"]
+
+
+def _tiles(like):
+    return tile.all_tiles(like)
+
+
+REALS: Final = {np.dtype(np.float32): (np.float32, types.float32), np.dtype(np.float64): (np.float64, types.float64)}
+POINTWISE: Final = {
+    "rnn_tanh": rnn.rnn_tanh,
+    "rnn_relu": rnn.rnn_relu,
+    "lstm": lstm.lstm,
+    "gru": gru.gru,
+    "gru_reset_before": gru.gru_reset_before,
+}
+
+
+def memory(size: int) -> Array:
+    """Memory that holds no Python object."""
+    if size > 1 << 62:
+        raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
+    return np.empty(size, np.uint8)
+
+
+@functools.cache
+def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int, int]:
+    """Addresses of the tiles, the product and the packing of a dtype."""
+    name, real = REALS[dtype]
+    like = types.NumberClass(real)
+    product, pack = (Kernel(f, types.void(types.int64, like)) for f in (tile.product, tile.pack))
+    return int(Kernel(_tiles, types.int64(like)).call(name)), product.address, pack.address
+
+
+@functools.cache
+def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
+    """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
+    pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).address
+    description = sequence.CELL[cell]
+    found = np.array([description.ctypes.data, *of_dtype(dtype), pointwise, dtype.itemsize], np.int64)
+    return found.ctypes.data, int(description[sequence.SEGMENTS]), found
+
+
+@functools.cache
+def _team() -> tuple[int, Array]:
+    found = np.array([*team.functions(), sequence.work_kernel.address], np.int64)
+    return found.ctypes.data, found
+
+
+def _number_of_threads() -> Any:
+    core = backends.compiled()
+    return threads.get_num_threads if core is None else core.get_num_threads
+
+
+class Packed:
+    """Weights packed for the forward pass: immutable, shared freely between threads."""
+
+    __slots__ = ("_memory", "address", "cell", "dtype", "hidden_size", "input_size")
+
+    def __init__(self, cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> None:
+        self.cell, self.dtype, self.input_size, self.hidden_size = cell, w_ih.dtype, w_ih.shape[1], w_hh.shape[1]
+        weights = _weights((w_ih, w_hh, b_ih, b_hh))
+        kernels, _, _ = _kernels(cell, w_ih.dtype)
+        layer = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
+        self.address = layer.ctypes.data
+        needed = sequence.pack_begin_kernel.call(self.address, kernels, *map(_id, weights))
+        data = memory(needed)
+        sequence.pack_end_kernel.call(self.address, data.ctypes.data)
+        self._memory = layer, data
+
+
+def pack(cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> Packed:
+    """Pack weights once; see the backend protocol."""
+    return Packed(cell, w_ih, w_hh, b_ih, b_hh)
+
+
+class Tape:
+    """What a training forward pass keeps for one backward pass."""
+
+    __slots__ = ("directions", "frame", "has_biases", "kept", "lstm", "rows", "weights", "x", "y")
+
+    directions: int
+    frame: Array | None
+    has_biases: tuple[tuple[bool, bool], ...]
+    kept: Any
+    lstm: bool
+    rows: int
+    weights: list[tuple[Array, Array]]
+    x: Array
+    y: Array
+
+
+_contiguous = np.ascontiguousarray
+
+
+def _id(a: Any) -> int:
+    return 0 if a is None else id(a)
+
+
+def _weights(w: Any) -> tuple[Array, Array, Array | None, Array | None]:
+    w_ih, w_hh, b_ih, b_hh = w
+    return (
+        _contiguous(w_ih),
+        _contiguous(w_hh),
+        None if b_ih is None else _contiguous(b_ih),
+        None if b_hh is None else _contiguous(b_hh),
+    )
+
+
+_NO_DIRECTION: Final = (0,) * 8
+
+
+def forward(
+    cell: str,
+    x: Array,
+    directions: tuple[Direction, ...],
+    lengths: npt.NDArray[np.int64] | None,
+    training: bool,
+) -> tuple[Array, Array, Array | None, Tape | None]:
+    """One layer, one or two directions; see the backend protocol."""
+    T, B, _ = x.shape
+    D, dtype = len(directions), x.dtype
+    kernels, segments, _ = _kernels(cell, dtype)
+    kept: list[Any] = []
+    arguments: list[Any] = []
+    for w, h0, c0, reverse in directions:
+        if type(w) is Packed:
+            if training or w.cell != cell:
+                raise TypeError(f"weights: expected {cell} arrays, got {w.cell} weights packed for inference")
+            H = w.hidden_size
+            arguments += (w.address, 0, 0, 0, 0)
+            kept.append(w)
+        else:
+            weights = _weights(w)
+            H = weights[1].shape[1]
+            arguments.append(0)
+            arguments += map(_id, weights)
+            kept.append(weights)
+        if h0 is not None:
+            h0 = _contiguous(h0)
+        if c0 is not None:
+            c0 = _contiguous(c0)
+        arguments += (_id(h0), _id(c0), reverse)
+        kept.append((h0, c0))
+    if D == 1:
+        arguments += _NO_DIRECTION
+    lstm = cell == "lstm"
+    y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
+    c_n = np.empty((D, B, H), dtype) if lstm else None
+    by_length, rows = None, T * B
+    if lengths is not None:
+        by_length, rows = np.argsort(-lengths, kind="stable"), int(lengths.sum())
+    tape_rows = rows * (segments + lstm) if training else 0
+    row = (H * dtype.itemsize + 128) * D  # a segment: padded
+    persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
+    frame = memory(sequence.FRAME_BYTES)
+    needed = sequence.begin_kernel.call(
+        id(frame),
+        kernels,
+        _team()[0],
+        number_of_threads(),
+        training,
+        id(x),
+        id(y),
+        _id(lengths),
+        _id(by_length),
+        id(persistent),
+        id(h_n),
+        _id(c_n),
+        *arguments,
+        D,
+    )
+    _run(frame, needed)
+    if not training:
+        return y, h_n, c_n, None
+    tape = Tape()
+    tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, frame, persistent, x, y
+    tape.lstm, tape.rows = lstm, rows
+    given: list[Any] = [d[0] for d in directions]
+    tape.weights = [(w[0], w[1]) for w in given]
+    tape.has_biases = tuple((w[2] is not None, w[3] is not None) for w in given)
+    return y, h_n, c_n, tape
+
+
+def _run(frame: Array, needed: int) -> None:
+    """Run what was begun."""
+    try:
+        if needed < 0:
+            raise MemoryError("x: a step of it is more than this machine can address")
+        work = memory(needed)
+    except BaseException:
+        sequence.give_up_kernel.call(id(frame))
+        raise
+    if not sequence.go_kernel.call(id(frame), id(work)):
+        raise_pending(frame)
+
+
+def raise_pending(frame: Array) -> None:
+    """Raise what a signal handler raised meanwhile."""
+    at = sequence.ERROR // 8
+    ctypes.pythonapi.PyErr_Restore(*(ctypes.c_void_p(int(a)) for a in frame.view(np.int64)[at : at + 3]))
+
+
+number_of_threads = _number_of_threads()
+
+
+def backward(
+    tape: Tape, dy: Array | None, dh_n: Array | None, dc_n: Array | None
+) -> tuple[Array, tuple[Gradients, ...]]:
+    """Gradients of everything that went into a training forward pass; see the backend protocol."""
+    if tape.frame is None:
+        raise RuntimeError("tape: expected one backward pass, got a second")
+    frame, tape.frame = tape.frame, None  # its memory is overwritten and then let go
+    x, D = tape.x, tape.directions
+    T, B, I = x.shape
+    H, dtype = tape.y.shape[2] // D, x.dtype
+    dy, dh_n, dc_n = (None if a is None else _contiguous(a) for a in (dy, dh_n, dc_n))
+    rows = tape.rows
+    dx = (np.empty if rows == T * B else np.zeros)((T, B, I), dtype)
+    make = np.empty if rows else np.zeros
+    gradients: list[Any] = []
+    kept: list[Any] = []
+    arguments: list[int] = []
+    for w_ih, w_hh in tape.weights:
+        w_ih, w_hh = _contiguous(w_ih), _contiguous(w_hh)
+        GH = len(w_hh)
+        g = (
+            make((GH, I), dtype),
+            make((GH, H), dtype),
+            np.zeros(GH, dtype),
+            np.zeros(GH, dtype),
+            np.empty((B, H), dtype),
+            np.empty((B, H), dtype) if tape.lstm else None,
+        )
+        gradients.append(g)
+        kept.append((w_ih, w_hh))
+        arguments += (id(w_ih), id(w_hh), *map(_id, g))
+    if D == 1:
+        arguments += (0,) * 8
+    needed = sequence.begin_backward_kernel.call(
+        id(frame),
+        sequence.work_backward_kernel.address,
+        number_of_threads(),
+        _id(dy),
+        _id(dh_n),
+        _id(dc_n),
+        id(dx),
+        *arguments,
+    )
+    _run(frame, needed)
+    return dx, tuple(
+        (g[0], g[1], g[2] if has_b_ih else None, g[3] if has_b_hh else None, g[4], g[5])
+        for g, (has_b_ih, has_b_hh) in zip(gradients, tape.has_biases, strict=True)
+    )
+
+
+class Stream:
+    """A stack of packed layers that takes one time step a call and keeps its state between calls."""
+
+    __slots__ = ("_B", "_H", "_address", "_asked", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_run", "_team")
+
+    def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None:
+        if not layers:
+            raise ValueError("layers: expected one or more, got none")
+        first, last = layers[0], layers[-1]
+        self._layers, self._B, self._inputs, self._H = layers, batch_size, first.input_size, last.hidden_size
+        self._dtype = np.dtype(np.float64 if first.dtype.itemsize == 8 else np.float32)  # NumPy's own object
+        self._lstm = first.cell == "lstm"
+        itemsize = self._dtype.itemsize
+        states = sum(batch_size * (p.hidden_size * itemsize + 192) * 3 for p in layers)
+        data = memory(sequence.STREAM_BYTES)
+        frames = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
+        self._address, address = data.ctypes.data, frames.ctypes.data
+        places = np.zeros(len(layers), np.int64)
+        data.view(np.int64)[:12] = (
+            len(layers),
+            address,
+            places.ctypes.data,
+            batch_size,
+            self._inputs,
+            self._H,
+            itemsize,
+            id(self._dtype),
+            0,
+            0,
+            0,
+            0,
+        )
+        self._kept: tuple[Any, ...] = data, frames, places
+        self._team = _team()[0]
+        self._open()
+
+    def _open(self) -> None:
+        """Lay everything out for the present number of threads; the states become zeros."""
+        data, frames, places = self._kept[:3]
+        addresses = np.array([p.address for p in self._layers], np.int64)
+        self._asked = number_of_threads()
+        need = sequence.open_stream_kernel.call(self._address, self._team, self._asked, addresses.ctypes.data)
+        if need < 0:
+            raise MemoryError("batch_size: a step is more than this machine can address")
+        work = [memory(need) for _ in self._layers]
+        places[:] = [a.ctypes.data for a in work]
+        self._kept = data, frames, places, work
+        small = data.view(np.int64)[11]
+        self._run = (sequence.small_step_kernel if small else sequence.step_kernel).call
+
+    def step(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
+        """Take x_t (B, I), return the last layer's h (B, H), written to `out` when given."""
+        if self._asked != number_of_threads():
+            h, c = self.h, self.c
+            self._open()
+            self.set_state(h, c)
+        if isinstance(x_t, np.ndarray):
+            y = np.empty((self._B, self._H), self._dtype) if out is None else out
+            if isinstance(y, np.ndarray):
+                status = self._run(self._address, id(x_t), id(y))
+                if status == 0:
+                    return y
+                if status != sequence.UNFIT:
+                    self._failed(status)
+        return self._step_slowly(x_t, out)
+
+    def _failed(self, status: int) -> None:
+        if status == sequence.BUSY:
+            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+        raise_pending(self._kept[1])
+
+    def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None) -> Array:
+        """Any array: checked, and copied where the fast way does not take it."""
+        x = np.asarray(x_t)
+        if x.dtype.num != self._dtype.num:
+            raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
+        if x.shape != (self._B, self._inputs):
+            raise ValueError(f"x_t: expected shape {(self._B, self._inputs)}, got {x.shape}")
+        if out is not None:
+            if not isinstance(out, np.ndarray):
+                raise TypeError(f"out: expected an ndarray of {self._dtype}, got {type(out).__name__}")
+            if out.dtype.num != self._dtype.num:
+                raise TypeError(f"out: expected {self._dtype}, got {out.dtype}")
+            if out.shape != (self._B, self._H):
+                raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")
+            if not out.flags.writeable:
+                raise ValueError("out: expected a writable array, got a read-only one")
+        y = np.empty((self._B, self._H), self._dtype)
+        x = np.array(x, self._dtype, order="C")
+        if status := self._run(self._address, id(x), id(y)):
+            self._failed(status)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    def _states(self) -> tuple[Array, Array | None]:
+        shape = (len(self._layers), self._B, self._H)
+        h, c = np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._lstm else None
+        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 0)
+        return h, c
+
+    @property
+    def h(self) -> Array:
+        """The hidden state, (num_layers, B, H), a copy."""
+        return self._states()[0]
+
+    @property
+    def c(self) -> Array | None:
+        """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
+        return self._states()[1]
+
+    def set_state(self, h: Array, c: Array | None) -> None:
+        """Go on from h (num_layers, B, H), and c for LSTM."""
+        h, c = _contiguous(h), None if c is None else _contiguous(c)
+        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 1)
+
+    def reset(self) -> None:
+        """Go on from zeros."""
+        sequence.stream_state_kernel.call(self._address, 0, 0, 1)
+
+
+def stream(layers: tuple[Packed, ...], batch_size: int) -> Stream:
+    """A stream over packed layers; see the backend protocol."""
+    return Stream(layers, batch_size)
+
+
+def _array(function: Any, a: Array) -> Array:
+    if a.ndim != 1 or not a.flags.c_contiguous or a.dtype not in REALS:
+        raise TypeError(f"a: expected a contiguous 1-D array of float32 or float64, got {a.ndim}-D {a.dtype}")
+    out = np.empty_like(a)
+    _array_kernel(function, a.dtype).call(a.ctypes.data, out.ctypes.data, len(a), REALS[a.dtype][0])
+    return out
+
+
+@functools.cache
+def _array_kernel(function: Any, dtype: np.dtype[Any]) -> Kernel:
+    word = types.int64
+    return Kernel(function, types.void(word, word, word, types.NumberClass(REALS[dtype][1])))
+
+
+def sigmoid(a: Array) -> Array:
+    """The kernels' sigmoid of a contiguous 1-D array."""
+    return _array(activations.sigmoid_array, a)
+
+
+def tanh(a: Array) -> Array:
+    """The kernels' tanh of a contiguous 1-D array."""
+    return _array(activations.tanh_array, a)
+
+
+def compile(  # noqa: A001
+    cells: Sequence[str] = tuple(sequence.CELL), dtypes: Sequence[npt.DTypeLike] = ("float32", "float64")
+) -> None:
+    """Compile ahead, with progress in the log "fusedrnn.numba"; later processes find the result on disk.
+
+    Parameters
+    ----------
+    cells : sequence of {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"}, optional
+        All, if not given.
+    dtypes : sequence of dtype, default ("float32", "float64")
+        Of the layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        There is no such cell or dtype.
+
+    Examples
+    --------
+    >>> import fusedrnn.numba  # doctest: +SKIP
+    >>> fusedrnn.numba.compile(["lstm"], ["float32"])  # doctest: +SKIP
+    """
+    for cell in cells:
+        checks.choice("cells", cell, tuple(sequence.CELL))
+    found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
+    _team()
+    for value in vars(sequence).values():
+        if isinstance(value, Kernel) and value.function not in (sequence.work, sequence.work_backward):
+            _ = value.call
+    _ = sequence.work_backward_kernel.address
+    for cell in cells:
+        for dtype in found:
+            _kernels(cell, np.dtype(dtype))
+            _log.info("%s %s is ready", cell, dtype)
+
+
+_log: Final = logging.getLogger("fusedrnn.numba")

@@ -1,0 +1,466 @@
+"""Cells for users' own jitted code: one time step, or a whole sequence, of an RNN, LSTM or GRU inside an ``@njit``
+function or a ``prange``. They allocate nothing, start no thread, need no GIL and give the bits of the layers.
+
+Weights are packed once, by `lstm_weights` and its like, from PyTorch's layout; what comes back is a named tuple of
+arrays, which Numba takes as an argument. To hold many sets of weights, stack each field and index it in jitted code:
+``LSTMWeights(stack.x[n], stack.h[n], stack.bias[n])``. Scratch is on the stack: for each of up to six sequences about
+as much as five rows of H numbers.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from fusedrnn import checks
+from fusedrnn.checks import Array
+from fusedrnn.numba.gru import gru
+from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner, public
+from fusedrnn.numba.lstm import lstm
+from fusedrnn.numba.machine import at, clear, copy, flush_denormals, put, restore_denormals, stack
+from fusedrnn.numba.rnn import rnn_relu, rnn_tanh
+from fusedrnn.numba.tile import PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, WIDEST, product, table_of
+from fusedrnn.numba.vec import itemsize, lanes
+
+__all__ = [
+    "GRUWeights",
+    "LSTMWeights",
+    "RNNWeights",
+    "gru_sequence",
+    "gru_step",
+    "gru_weights",
+    "lstm_sequence",
+    "lstm_step",
+    "lstm_weights",
+    "rnn_sequence",
+    "rnn_step",
+    "rnn_weights",
+]
+
+ROWS = 6
+ROW_BYTES = ROWS * 8
+
+
+class LSTMWeights(NamedTuple):
+    """Packed weights of an LSTM cell: panels of W_ih and of W_hh (panels, K, 4, L), and the bias row."""
+
+    x: Array
+    h: Array
+    bias: Array
+
+
+class GRUWeights(NamedTuple):
+    """Packed weights of a GRU cell (PyTorch's form): panels (panels, K, 3, L), and the bias row."""
+
+    x: Array
+    h: Array
+    bias: Array
+
+
+class RNNWeights(NamedTuple):
+    """Packed weights of an RNN cell: panels (panels, K, 4, L), the bias row, and whether it is relu (0 or 1)."""
+
+    x: Array
+    h: Array
+    bias: Array
+    relu: int
+
+
+def _panels(w: Array, gates: tuple[int, ...], H: int) -> Array:
+    """Rows of w (G*H, K), gate by gate, as panels (panels, K, width, L); a single gate fills PANEL vectors."""
+    L, K = VECTOR_BYTES // w.itemsize, w.shape[1]
+    each = L if len(gates) > 1 else PANEL * L
+    n = -(-H // each)
+    full = np.zeros((len(gates), n * each, K), w.dtype)
+    for v, g in enumerate(gates):
+        full[v, :H] = w[g * H : (g + 1) * H]
+    if len(gates) > 1:
+        return np.ascontiguousarray(full.reshape(len(gates), n, L, K).transpose(1, 3, 0, 2))
+    return np.ascontiguousarray(full.reshape(n, PANEL, L, K).transpose(0, 3, 1, 2))
+
+
+def _weights(
+    gates: int, segments: int, x: tuple[int, ...], h: tuple[int, ...], of_x: Any, of_h: Any, given: tuple[Any, ...]
+) -> tuple[Array, Array, Array]:
+    """Panels of W_ih and W_hh, and the bias row [segments][stride]."""
+    w_ih, w_hh = (np.asarray(w) for w in given[:2])
+    b_ih, b_hh = (None if b is None else np.asarray(b) for b in given[2:])
+    H = w_hh.shape[-1]
+    for name, a, shape in (
+        ("w_ih", w_ih, (gates * H, w_ih.shape[-1])),
+        ("w_hh", w_hh, (gates * H, H)),
+        ("b_ih", b_ih, (gates * H,)),
+        ("b_hh", b_hh, (gates * H,)),
+    ):
+        if a is None:
+            continue
+        if a.dtype not in checks.COMPILED or a.dtype != w_ih.dtype:
+            raise TypeError(f"{name}: expected float32 or float64, and w_ih's dtype, got {a.dtype}")
+        if a.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
+    bias = np.zeros((segments, -(-H * w_ih.itemsize // 256) * 256 // w_ih.itemsize), w_ih.dtype)
+    for b, of in ((b_ih, of_x), (b_hh, of_h)):
+        if b is not None:
+            for g in range(gates):
+                bias[of[g], :H] += b[g * H : (g + 1) * H]
+    return _panels(w_ih, x, H), _panels(w_hh, h, H), bias
+
+
+def lstm_weights(w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> LSTMWeights:
+    """Pack the weights of an LSTM cell for `lstm_step` and `lstm_sequence`.
+
+    Parameters
+    ----------
+    w_ih : ndarray, shape (4*H, I)
+        Gates i, f, g, o, as in PyTorch; float32 or float64, which all arrays share.
+    w_hh : ndarray, shape (4*H, H)
+        The same of the state.
+    b_ih, b_hh : ndarray, shape (4*H,), optional
+        Zeros if None.
+
+    Returns
+    -------
+    LSTMWeights
+        A copy, in the layout of this CPU's registers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype or a shape does not fit.
+    """
+    order = (0, 1, 2, 3)
+    return LSTMWeights(*_weights(4, 4, order, order, order, order, (w_ih, w_hh, b_ih, b_hh)))
+
+
+def gru_weights(w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> GRUWeights:
+    """Pack the weights of a GRU cell (PyTorch's form, ``reset_after=True``) for `gru_step` and `gru_sequence`.
+
+    Parameters
+    ----------
+    w_ih : ndarray, shape (3*H, I)
+        Gates r, z, n, as in PyTorch; float32 or float64, which all arrays share.
+    w_hh : ndarray, shape (3*H, H)
+        The same of the state.
+    b_ih, b_hh : ndarray, shape (3*H,), optional
+        Zeros if None.
+
+    Returns
+    -------
+    GRUWeights
+        A copy, in the layout of this CPU's registers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype or a shape does not fit.
+    """
+    return GRUWeights(*_weights(3, 4, (2, 0, 1), (0, 1, 2), (1, 2, 0), (1, 2, 3), (w_ih, w_hh, b_ih, b_hh)))
+
+
+def rnn_weights(
+    w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None, nonlinearity: str = "tanh"
+) -> RNNWeights:
+    """Pack the weights of an RNN cell for `rnn_step` and `rnn_sequence`.
+
+    Parameters
+    ----------
+    w_ih : ndarray, shape (H, I)
+        Float32 or float64, which all arrays share.
+    w_hh : ndarray, shape (H, H)
+        The same of the state.
+    b_ih, b_hh : ndarray, shape (H,), optional
+        Zeros if None.
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+        The function of the cell.
+
+    Returns
+    -------
+    RNNWeights
+        A copy, in the layout of this CPU's registers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A dtype, a shape or the nonlinearity does not fit.
+    """
+    relu = checks.choice("nonlinearity", nonlinearity, ("tanh", "relu")) == "relu"
+    return RNNWeights(*_weights(1, 1, (0,), (0,), (0,), (0,), (w_ih, w_hh, b_ih, b_hh)), int(relu))
+
+
+@emitted
+def address(typing: Any, array: Any) -> Any:
+    """Of an array's first element."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = cgutils.create_struct_proxy(signature.args[0])(context, builder, values[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), codegen
+
+
+@emitted
+def scratch(typing: Any, size: Any) -> Any:
+    """Address of some bytes on the stack, 64-byte aligned, for as long as the function runs."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        block = builder.alloca(ir.IntType(8), values[0])
+        block.align = 64
+        return builder.ptrtoint(block, ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states):  # type: ignore[no-untyped-def]
+    """Make a cell's step over rows: step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like), all but the
+    weights and `like` integers: addresses, bytes from a row to the next."""
+    table = table_of((min(width, WIDEST), width) if width == PANEL else (width,), fetch=False)
+
+    @inner
+    def step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):
+        size, L = itemsize(like), lanes(like)
+        stride = weights.bias.shape[1]
+        gate_bytes = segments * stride * size
+        gates = scratch(min(rows, ROWS) * (gate_bytes + stride * size))
+        cells = gates + min(rows, ROWS) * gate_bytes
+        a_x, a_h, out, a_c = stack(ROW_BYTES), stack(ROW_BYTES), stack(ROW_BYTES), stack(ROW_BYTES)
+        p, q = stack(PRODUCT_BYTES), stack(POINTWISE_BYTES)
+        before = flush_denormals()
+        for row0 in range(0, rows, ROWS):
+            n = min(rows - row0, ROWS)
+            for i in range(n):
+                gate = gates + i * gate_bytes
+                put(a_x, i, x + (row0 + i) * x_step)
+                put(a_h, i, h + (row0 + i) * h_step)
+                put(out, i, gate)
+                put(a_c, i, cells + i * stride * size)
+                if two_states:
+                    copy(cells + i * stride * size, c + (row0 + i) * c_step, H * size)
+                if apart:
+                    copy(gate + apart * stride * size, address(weights.bias) + apart * stride * size, stride * size)
+            clear(p, PRODUCT_BYTES)
+            g = at(p, PRODUCT)
+            g.tiles = table(like)
+            g.rows, g.segments, g.a_step, g.width = n, 1, 1, width
+            g.out, g.init = out, address(weights.bias)
+            if segments == 1:
+                g.out_step, g.out_panel = L, width * L
+            else:
+                g.out_step, g.out_panel = stride, L
+            g.a, g.depth, g.w = a_x, I, address(weights.x)
+            g.vectors = g.last = weights.x.shape[0] * width
+            g.out_offset = x_segment * stride
+            product(p, like)
+            g.a, g.depth, g.w = a_h, H, address(weights.h)
+            g.init, g.accumulate = 0, 1
+            g.out_offset = h_segment * stride
+            product(p, like)
+            clear(q, POINTWISE_BYTES)
+            e = at(q, POINTWISE)
+            e.rows, e.last, e.stride = n, H, stride
+            e.gates, e.h_prev, e.h, e.c_prev, e.c = out, a_h, a_h, a_c, a_c
+            pointwise(q, like, weights)
+            if two_states:
+                for i in range(n):
+                    copy(c + (row0 + i) * c_step, cells + i * stride * size, H * size)
+        restore_denormals(before)
+
+    return step
+
+
+@inner
+def lstm_pointwise(q, like, weights):
+    lstm(q, like)
+
+
+@inner
+def gru_pointwise(q, like, weights):
+    gru(q, like)
+
+
+@inner
+def rnn_pointwise(q, like, weights):
+    if weights.relu:
+        rnn_relu(q, like)
+    else:
+        rnn_tanh(q, like)
+
+
+lstm_rows = step_of(lstm_pointwise, 4, 4, 0, 0, 0, True)
+gru_rows = step_of(gru_pointwise, 3, 4, 0, 1, 3, False)
+rnn_rows = step_of(rnn_pointwise, PANEL, 1, 0, 0, 0, False)
+
+
+@inner
+def check(weights, x, h):
+    """Refuse what would be read or written in the wrong place."""
+    H, L = h.shape[-1], weights.x.shape[3]
+    if x.shape[-1] != weights.x.shape[1]:
+        raise ValueError("x: its last axis does not fit the weights")
+    if weights.h.shape[1] != H:
+        raise ValueError("h: its last axis does not fit the weights")
+    if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
+        raise ValueError("x, h: expected contiguous rows")
+    if L * h.itemsize != VECTOR_BYTES:
+        raise ValueError("weights: packed on another kind of CPU, or of another dtype than h")
+
+
+@inner
+def check_like_h(a, h):
+    """Refuse a state that is not as h."""
+    if a.shape != h.shape or a.strides[-1] != h.itemsize:
+        raise ValueError("c: expected the shape of h, and contiguous rows")
+
+
+@public
+def lstm_step(weights, x, h, c):
+    """One time step of an LSTM, for use in jitted code: h and c become the new state.
+
+    Parameters
+    ----------
+    weights : LSTMWeights
+        Of `lstm_weights`.
+    x : array, shape (I,) or (B, I)
+        Input of the step, of the weights' dtype, rows contiguous.
+    h, c : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    check(weights, x, h)
+    check_like_h(c, h)
+    rows = h.shape[0] if h.ndim == 2 else 1
+    lstm_rows(
+        weights, address(x), x.strides[0], address(h), h.strides[0], address(c), c.strides[0],
+        rows, x.shape[-1], h.shape[-1], h.dtype,
+    )  # fmt: skip
+
+
+@public
+def lstm_sequence(weights, x, h, c, y):
+    """A whole sequence of an LSTM, for use in jitted code: y takes every h; h and c become the last state.
+
+    Parameters
+    ----------
+    weights : LSTMWeights
+        Of `lstm_weights`.
+    x : array, shape (T, I) or (T, B, I)
+        Inputs, of the weights' dtype, rows contiguous.
+    h, c : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+    y : array, shape (T, H) or (T, B, H)
+        Is written.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
+        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    for t in range(len(x)):
+        lstm_step(weights, x[t], h, c)
+        y[t] = h
+
+
+@public
+def gru_step(weights, x, h):
+    """One time step of a GRU (PyTorch's form), for use in jitted code: h becomes the new state.
+
+    Parameters
+    ----------
+    weights : GRUWeights
+        Of `gru_weights`.
+    x : array, shape (I,) or (B, I)
+        Input of the step, of the weights' dtype, rows contiguous.
+    h : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    check(weights, x, h)
+    rows = h.shape[0] if h.ndim == 2 else 1
+    gru_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
+
+
+@public
+def gru_sequence(weights, x, h, y):
+    """A whole sequence of a GRU (PyTorch's form), for use in jitted code: y takes every h; h becomes the last.
+
+    Parameters
+    ----------
+    weights : GRUWeights
+        Of `gru_weights`.
+    x : array, shape (T, I) or (T, B, I)
+        Inputs, of the weights' dtype, rows contiguous.
+    h : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+    y : array, shape (T, H) or (T, B, H)
+        Is written.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
+        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    for t in range(len(x)):
+        gru_step(weights, x[t], h)
+        y[t] = h
+
+
+@public
+def rnn_step(weights, x, h):
+    """One time step of an RNN, for use in jitted code: h becomes the new state.
+
+    Parameters
+    ----------
+    weights : RNNWeights
+        Of `rnn_weights`.
+    x : array, shape (I,) or (B, I)
+        Input of the step, of the weights' dtype, rows contiguous.
+    h : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    check(weights, x, h)
+    rows = h.shape[0] if h.ndim == 2 else 1
+    rnn_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
+
+
+@public
+def rnn_sequence(weights, x, h, y):
+    """A whole sequence of an RNN, for use in jitted code: y takes every h; h becomes the last.
+
+    Parameters
+    ----------
+    weights : RNNWeights
+        Of `rnn_weights`.
+    x : array, shape (T, I) or (T, B, I)
+        Inputs, of the weights' dtype, rows contiguous.
+    h : array, shape (H,) or (B, H)
+        State, changed in place; rows contiguous.
+    y : array, shape (T, H) or (T, B, H)
+        Is written.
+
+    Raises
+    ------
+    ValueError
+        A shape does not fit.
+    """
+    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
+        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    for t in range(len(x)):
+        rnn_step(weights, x[t], h)
+        y[t] = h

@@ -1,0 +1,210 @@
+"""How everything here is compiled: Numba's options in one place, each with its reason. Refuses fastmath in any form:
+it would break NaN, infinities and the order of the sums.
+"""
+
+import contextlib
+import functools
+import gc
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numba
+from numba.core import caching, codegen, compiler, compiler_machinery, config, sigutils, typed_passes
+from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inner", "public"]
+
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ImportError("fusedrnn.numba needs Numba's compiler, and NUMBA_DISABLE_JIT is set")
+
+CPU: Final = tuple(cpu_target.target_context.codegen().magic_tuple())
+"""Triple, CPU and features that Numba compiles for: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
+
+
+def _vector_bytes() -> int:
+    features = CPU[2].split(",")
+    if all(f"+avx512{part}" in features for part in ("f", "vl", "bw", "dq")):
+        return 64
+    if "+avx2" in features and "+fma" in features:
+        return 32
+    return 16
+
+
+VECTOR_BYTES: Final = _vector_bytes()
+
+_OPTIONS: Final[dict[str, Any]] = {
+    "nogil": True,  # other Python threads go on meanwhile
+    "error_model": "numpy",  # no test for a zero divisor, and with it no way to fail in the middle of a team's work
+    "boundscheck": False,  # addresses have no bounds; arguments were checked before
+    "fastmath": False,
+}
+# Called from compiled code alone: no wrappers for Python or C, which would cost compile time.
+_INNER: Final[dict[str, Any]] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+
+
+class _Deferred(codegen.JITCodeLibrary):  # type: ignore[misc]  # Numba ships no types
+    """What is only ever linked into others becomes machine code there, and not also by itself and at every level."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+@compiler_machinery.register_pass(mutates_CFG=False, analysis_only=True)
+class _Defer(compiler_machinery.FunctionPass):  # type: ignore[misc]
+    _name = "fusedrnn_defer"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.library = _Deferred(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        state.flags.no_compile = True
+        return False
+
+
+@compiler_machinery.register_pass(mutates_CFG=False, analysis_only=True)
+class _NoEntry(compiler_machinery.LoweringPass):  # type: ignore[misc]
+    """There is no machine code that Python could call; a dispatcher insists on a built-in function of its own."""
+
+    _name = "fusedrnn_no_entry"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def run_pass(self, state: Any) -> bool:
+        state.cr = state.cr._replace(cfunc=[].append)
+        state.targetctx.insert_user_function(state.cr.cfunc, state.cr.fndesc, [state.library])
+        return True
+
+
+# Passes for what no function here has: with blocks, closures, inlined overloads, unrolled literals, listings.
+_NEEDLESS: Final = {
+    *("WithLifting", "InlineClosureLikes", "RewriteDynamicRaises", "MakeFunctionToJitFunction", "InlineInlinables"),
+    *("FindLiterallyCalls", "LiteralUnroll", "LiteralPropagationSubPipelinePass", "InlineOverloads", "AnnotateTypes"),
+    *("DumpParforDiagnostics", "NoPythonSupportedFeatureValidation"),
+}
+
+
+class _Inner(compiler.CompilerBase):  # type: ignore[misc]
+    """Numba's own pipeline with that library, shortened: half the compile time."""
+
+    def define_pipelines(self) -> list[Any]:
+        pipeline = compiler.DefaultPassBuilder.define_nopython_pipeline(self.state)
+        pipeline.passes = [p for p in pipeline.passes if p[0].__name__ not in _NEEDLESS]
+        pipeline._finalized = False
+        pipeline.add_pass_after(_Defer, typed_passes.NopythonTypeInference)
+        pipeline.add_pass_after(_NoEntry, typed_passes.NativeLowering)
+        pipeline.finalize()
+        return [pipeline]
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """Compile for the use of other compiled functions; the cache of those holds it."""
+    return numba.njit(pipeline_class=_Inner, **_INNER)(function)
+
+
+def public(function: Callable[..., Any]) -> Any:
+    """Compile for users' own jitted functions, for whatever argument types come."""
+    return _cached(numba.njit(cache=True, **_OPTIONS)(function))
+
+
+class Kernel:
+    """A function of fixed argument types, compiled or fetched from the cache when it is first wanted."""
+
+    _all: ClassVar[list["Kernel"]] = []  # machine code lives as long as what compiled it
+
+    def __init__(self, function: Callable[..., Any], signature: Any, *, nogil: bool = True) -> None:
+        self._options = {**_OPTIONS, "nogil": nogil}
+        self.function, self.signature = getattr(function, "py_func", function), signature
+        self._all.append(self)
+
+    @functools.cached_property
+    def call(self) -> Callable[..., Any]:
+        """The function as Python calls it: without Numba's dispatcher, which looks at the type of every argument."""
+        self._dispatcher = _cached(numba.njit(**self._options)(self.function))
+        with timed(self.function.__name__):
+            return self._dispatcher.compile(self.signature)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """The function as compiled code calls it."""
+        self._callback = _cached(CFunc(self.function, sigutils.normalize_signature(self.signature), {}, _OPTIONS))
+        with timed(self.function.__name__):
+            self._callback.compile()
+        return int(self._callback.address)
+
+
+emitted = intrinsic
+"""What is written as LLVM code."""
+
+
+def _stamp() -> str:
+    """Changes when any source of this folder or the vector width does: Numba itself looks at one file only."""
+    digest = hashlib.sha256(repr((VECTOR_BYTES, numba.__version__)).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_STAMP: Final = _stamp()
+
+
+_log: Final = logging.getLogger("fusedrnn.numba")
+_spent = 0.0  # seconds of compiling, in this process
+_said = False
+_misses = 0  # functions that were not on disk
+
+
+@contextlib.contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Log what is compiled; a warning, once, when a process has spent seconds on it."""
+    global _spent, _said
+    if _spent > 2 and not _said:
+        _said = True
+        _log.warning("compiling takes some seconds, once: what is compiled is kept on disk (fusedrnn.numba.compile)")
+    began, before, collecting = time.perf_counter(), _misses, gc.isenabled()
+    gc.disable()  # a compiler makes much and drops little: a quarter of the time
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+    if _misses > before:
+        took = time.perf_counter() - began
+        _spent += took
+        _log.info("compiled %s in %.1f s", name, took)
+
+
+class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no types
+    """Numba's cache on disk, with our stamp in the place of the file's own."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file = caching.IndexDataCacheFile(
+            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_STAMP
+        )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        global _misses
+        found = super().load_overload(sig, target_context)
+        _misses += found is None
+        return found
+
+
+def _cached(dispatcher: Any) -> Any:
+    dispatcher._cache = _Stamped(getattr(dispatcher, "py_func", None) or dispatcher._pyfunc)
+    return dispatcher

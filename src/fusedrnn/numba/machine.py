@@ -1,0 +1,372 @@
+"""What a time loop needs of the machine beside arithmetic: memory at an address, calls through one, atomics, the clock,
+flush-to-zero, Python's signals. The twin of kernels/cpu.h. Refuses to allocate.
+"""
+
+import signal
+import time
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.errors import RequireLiteralValue
+
+from fusedrnn.numba.jit import CPU, emitted
+
+__all__ = [
+    "at",
+    "call",
+    "call_acquire",
+    "clear",
+    "cond_init",
+    "cond_signal",
+    "cond_wait",
+    "copy",
+    "flush_denormals",
+    "get",
+    "mutex_init",
+    "mutex_lock",
+    "mutex_unlock",
+    "peek",
+    "poke",
+    "put",
+    "relax",
+    "restore_denormals",
+    "seconds",
+    "signals",
+    "stack",
+    "swap",
+    "thread_create",
+    "yield_cpu",
+]
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+X86 = CPU[0].startswith("x86_64")
+ARM = CPU[0].startswith(("aarch64", "arm64"))
+
+
+def _word(builder: Any, address: Any, i: Any = None) -> Any:
+    p = builder.inttoptr(address, I64.as_pointer())
+    return p if i is None else builder.gep(p, [i])
+
+
+def _void(context: Any) -> Any:
+    return context.get_dummy_value()
+
+
+@emitted
+def at(typing: Any, address: Any, dtype: Any) -> Any:
+    """The record of a structured dtype that lies at an address."""
+    record = dtype.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.inttoptr(values[0], context.get_value_type(record))
+
+    return record(types.int64, dtype), codegen
+
+
+@emitted
+def get(typing: Any, address: Any, i: Any) -> Any:
+    """The i-th 64-bit integer at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(_word(builder, *values))
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@emitted
+def put(typing: Any, address: Any, i: Any, value: Any) -> Any:
+    """Write the i-th 64-bit integer at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.store(values[2], _word(builder, values[0], values[1]))
+        return _void(context)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@emitted
+def copy(typing: Any, to: Any, source: Any, size: Any) -> Any:
+    """memcpy."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to, source = (builder.inttoptr(v, I8.as_pointer()) for v in values[:2])
+        cgutils.raw_memcpy(builder, to, source, values[2], ir.Constant(I64, 1))
+        return _void(context)
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@emitted
+def clear(typing: Any, to: Any, size: Any) -> Any:
+    """Write zeros."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        cgutils.memset(builder, builder.inttoptr(values[0], I8.as_pointer()), values[1], 0)
+        return _void(context)
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@emitted
+def stack(typing: Any, size: Any) -> Any:
+    """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs."""
+    if not isinstance(size, types.IntegerLiteral):
+        raise RequireLiteralValue("stack: a constant size is needed")
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        block = cgutils.alloca_once(builder, ir.ArrayType(I8, size.literal_value))
+        block.align = 64
+        return builder.ptrtoint(block, I64)
+
+    return types.int64(size), codegen
+
+
+@emitted
+def call(typing: Any, function: Any, *args: Any) -> Any:
+    """Call the function at an address with integers; it gives nothing back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        rest = [builder.extract_value(values[1], i) for i in range(len(signature.args[1]))]
+        p = builder.inttoptr(values[0], ir.FunctionType(ir.VoidType(), [v.type for v in rest]).as_pointer())
+        builder.call(p, rest)
+        return _void(context)
+
+    return types.void(types.int64, types.StarArgTuple(args)), codegen
+
+
+@emitted
+def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: Any) -> Any:
+    """Call a team's acquire at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        t = ir.FunctionType(I32, [I32, ir.DoubleType(), I64])
+        p = builder.inttoptr(values[0], t.as_pointer())
+        return builder.sext(builder.call(p, [builder.trunc(values[1], I32), *values[2:]]), I64)
+
+    return types.int64(types.int64, types.int64, types.float64, types.int64), codegen
+
+
+# Atomics -------------------------------------------------------------------------------------------------------------
+
+
+@emitted
+def peek(typing: Any, address: Any) -> Any:
+    """A 64-bit integer that other threads write; what they wrote before it is seen after."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load_atomic(_word(builder, values[0]), "acquire", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@emitted
+def poke(typing: Any, address: Any, value: Any) -> Any:
+    """Write a 64-bit integer for other threads to see, after all that was written before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.store_atomic(values[1], _word(builder, values[0]), "seq_cst", 8)
+        return _void(context)
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@emitted
+def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
+    """Write `new` if `old` is there; whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pair = builder.cmpxchg(_word(builder, values[0]), values[1], values[2], "seq_cst", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+# The CPU and the system ----------------------------------------------------------------------------------------------
+
+
+def _external(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
+
+
+@emitted
+def relax(typing: Any) -> Any:
+    """One pause of a spin."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if X86:
+            builder.call(_external(builder, "llvm.x86.sse2.pause", ir.VoidType()), [])
+        elif ARM:
+            builder.call(_external(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1)), [I32(1)])
+        return _void(context)
+
+    return types.void(), codegen
+
+
+@emitted
+def yield_cpu(typing: Any) -> Any:
+    """Let another thread have this CPU."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        builder.call(_external(builder, "sched_yield", I32), [])
+        return _void(context)
+
+    return types.void(), codegen
+
+
+def _on_address(name: str, result: Any, *arguments: Any) -> Any:
+    """Code that calls a C function of pointers, the first at an address, and drops what it gives."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointers = [builder.inttoptr(v, I8.as_pointer()) for v in values]
+        pointers += [ir.Constant(I8.as_pointer(), None)] * len(arguments)
+        builder.call(_external(builder, name, result, *pointers), pointers)
+        return _void(context)
+
+    return codegen
+
+
+@emitted
+def mutex_lock(typing: Any, mutex: Any) -> Any:
+    """pthread_mutex_lock."""
+    return types.void(types.int64), _on_address("pthread_mutex_lock", I32)
+
+
+@emitted
+def mutex_unlock(typing: Any, mutex: Any) -> Any:
+    """pthread_mutex_unlock."""
+    return types.void(types.int64), _on_address("pthread_mutex_unlock", I32)
+
+
+@emitted
+def mutex_init(typing: Any, mutex: Any) -> Any:
+    """pthread_mutex_init."""
+    return types.void(types.int64), _on_address("pthread_mutex_init", I32, None)
+
+
+@emitted
+def cond_init(typing: Any, cond: Any) -> Any:
+    """pthread_cond_init."""
+    return types.void(types.int64), _on_address("pthread_cond_init", I32, None)
+
+
+@emitted
+def cond_signal(typing: Any, cond: Any) -> Any:
+    """pthread_cond_signal."""
+    return types.void(types.int64), _on_address("pthread_cond_signal", I32)
+
+
+@emitted
+def cond_wait(typing: Any, cond: Any, mutex: Any) -> Any:
+    """pthread_cond_wait."""
+    return types.void(types.int64, types.int64), _on_address("pthread_cond_wait", I32)
+
+
+SET_MASK = int(signal.SIG_SETMASK)
+
+
+@emitted
+def thread_create(typing: Any, where: Any, function: Any, arg: Any) -> Any:
+    """Start function(arg) on a detached thread that takes no signals; whether the system let us."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        every, before = (
+            builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(I64, 16)), I8.as_pointer()) for _ in range(2)
+        )
+        where, function, arg = (builder.inttoptr(v, I8.as_pointer()) for v in values)
+        null = ir.Constant(I8.as_pointer(), None)
+        builder.call(_external(builder, "sigfillset", I32, every), [every])
+        for mask, old in ((every, before), (before, null)):
+            if mask is before:
+                failed = builder.call(
+                    _external(builder, "pthread_create", I32, where, null, function, arg), [where, null, function, arg]
+                )
+            arguments = [I32(SET_MASK), mask, old]
+            builder.call(_external(builder, "pthread_sigmask", I32, *arguments), arguments)
+        started = builder.icmp_signed("==", failed, I32(0))
+        with builder.if_then(started):
+            thread = builder.load(_word(builder, values[0]))
+            builder.call(_external(builder, "pthread_detach", I32, thread), [thread])
+        return started
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+CLOCK = getattr(time, "CLOCK_MONOTONIC", 1)
+
+
+@emitted
+def seconds(typing: Any) -> Any:
+    """The clock."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pair = cgutils.alloca_once(builder, ir.ArrayType(I64, 2))
+        first = builder.bitcast(pair, I64.as_pointer())
+        clock = I32(CLOCK)
+        builder.call(_external(builder, "clock_gettime", I32, clock, first), [clock, first])
+        whole, rest = (builder.sitofp(builder.load(builder.gep(first, [I64(i)])), ir.DoubleType()) for i in range(2))
+        return builder.fadd(whole, builder.fmul(rest, ir.Constant(ir.DoubleType(), 1e-9)))
+
+    return types.float64(), codegen
+
+
+def _assembly(builder: Any, text: str, constraints: str, result: Any, args: Any) -> Any:
+    t = ir.FunctionType(result, [a.type for a in args])
+    return builder.asm(t, text, constraints, args, True)
+
+
+@emitted
+def flush_denormals(typing: Any) -> Any:
+    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives what was in force before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if X86:
+            slot = cgutils.alloca_once(builder, I32)
+            p = builder.bitcast(slot, I8.as_pointer())
+            builder.call(_external(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), p), [p])
+            before = builder.load(slot)
+            builder.store(builder.or_(before, I32(0x8040)), slot)  # FTZ and DAZ
+            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
+            return builder.zext(before, I64)
+        if ARM:
+            before = _assembly(builder, "mrs $0, fpcr", "=r", I64, [])
+            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [builder.or_(before, I64(1 << 24))])
+            return before
+        return I64(0)
+
+    return types.int64(), codegen
+
+
+@emitted
+def restore_denormals(typing: Any, before: Any) -> Any:
+    """Undo `flush_denormals`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if X86:
+            slot = cgutils.alloca_once(builder, I32)
+            p = builder.bitcast(slot, I8.as_pointer())
+            builder.store(builder.trunc(values[0], I32), slot)
+            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
+        elif ARM:
+            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), values)
+        return _void(context)
+
+    return types.void(types.int64), codegen
+
+
+@emitted
+def signals(typing: Any, error: Any) -> Any:
+    """Run Python's signal handlers, with the GIL; what they raise goes to three words at `error`. Whether any did."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        api = context.get_python_api(builder)
+        gil = api.gil_ensure()
+        found = builder.call(_external(builder, "PyErr_CheckSignals", I32), [])
+        raised = builder.icmp_signed("!=", found, I32(0))
+        with builder.if_then(raised):
+            places = [_word(builder, values[0], I64(i)) for i in range(3)]
+            builder.call(_external(builder, "PyErr_Fetch", ir.VoidType(), *places), places)
+        api.gil_release(gil)
+        return raised
+
+    return types.boolean(types.int64), codegen

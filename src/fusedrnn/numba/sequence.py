@@ -1,0 +1,1611 @@
+"""THE TIME LOOP, one for every cell, dtype and both passes, and what stands around it: packing, the partition of work
+over the team, the parameter gradients. The twin of kernels/_core.pyx, function for function; what memory holds, why one
+barrier a stage is enough and how a signal ends a run stands in kernels/README.md.
+
+Structures lie at addresses, in memory that `backend` allocates, and tiles and gate math are called by address: so this
+file is compiled once, whatever the cell, the dtype and the layout. Arguments come checked; it refuses to allocate.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, inner
+from fusedrnn.numba.machine import (
+    at,
+    call,
+    call_acquire,
+    clear,
+    copy,
+    get,
+    peek,
+    poke,
+    put,
+    seconds,
+    signals,
+    stack,
+    swap,
+)
+from fusedrnn.numba.team import spin
+from fusedrnn.numba.tile import PACK, PANEL, POINTWISE, PRODUCT, record
+from fusedrnn.numba.vec import real, set_real
+
+__all__ = ["CELL", "FRAME_BYTES"]
+
+# What a cell is to the loop: words of a description. A SHARE is a product within the cell: which gates take part, and
+# which segments of the gate row; see `Cell` and `Share` in _core.pyx.
+GATES, SEGMENTS, STAGES, STATES, APART, OF_X, OF_H, RIGHT, SOURCE = 0, 1, 2, 3, 4, 5, 9, 13, 17
+SHARE_X, SHARE_H, SHARE_DH = 19, 25, 37
+SHARE_WORDS = 6  # gates, segment, gate[4]
+CELL_WORDS = 49
+
+# Tunables; their reasons stand in _core.pyx.
+CHUNK = 128
+LEFT_DEPTH = 256
+LEFT_STRIP = 96
+DX_ROWS = 96
+SERPENT = 128 * 1024
+FEW_ROWS = 8
+L2_SHARE = 600 * 1024
+PATIENCE = 1e-3
+SIGNAL_SECONDS = 0.05
+SIGNAL_WORK = 2e7
+COST_BARRIER, COST_CALL = 350.0, 2000.0
+RATE_FMA, RATE_L1, RATE_L2, RATE_L3 = 55.0, 150.0, 80.0, 20.0
+NO_TIME = 1e300
+
+MATRIX = record(
+    *("data", "depth", "width", "vectors", "columns", "gate_rows", "gated", "transposed", "gates", "w", "ld"),
+)
+LAYER = record(
+    *("cell", "tiles", "product", "pack", "pointwise", "size", "lanes", "inputs", "H", "stride", "x", "h0", "h1"),
+    *("bias", "w_ih", "w_hh", "b_ih", "b_hh"),
+)
+DIRECTION = record(
+    *("layer", "reverse", "packed", "training", "B", "steps", "order", "length", "active", "offset"),
+    *("x", "x_t", "x_b", "x_i", "y", "y_t", "y_b", "h0", "c0", "gates", "c"),
+    *("dh0", "dh1", "dx", "dy", "dy_t", "dy_b", "d_h", "d_c", "d_rh", "grad_x", "gx_t", "gx_b"),
+    *("grad_w_ih", "grad_w_hh", "grad_b_ih", "grad_b_hh"),
+    # states (B, H), contiguous, given and asked for: h_n and c_n forward; dh_n and dc_n, dh0 and dc0 backward
+    *("given_h", "given_c", "out_h", "out_c", "T"),
+)
+GROUP = record("direction", "first", "every", "gates", "lines", "stop0", "stop1")
+RUN = np.dtype(
+    [
+        *((name, np.int64) for name in ("size", "width", "groups", "backward", "directions", "direction0")),
+        *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
+        *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
+        *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "granted")),
+        *((name, np.float64) for name in ("patience", "checked", "work")),
+    ]
+)
+ERROR = RUN.fields["error0"][1]  # type: ignore[index]  # it has fields
+WORKER = np.dtype(
+    [
+        *((name, np.int64) for name in ("run", "rank", "epoch", "a", "out", "gates", "h_prev", "h", "c_prev", "c")),
+        *((name, np.int64) for name in ("dy", "dh", "dc", "drh", "buffer")),
+    ]
+)
+WORKER_BYTES, PRODUCT_BYTES, POINTWISE_BYTES, PACK_BYTES = (
+    WORKER.itemsize,
+    PRODUCT.itemsize,
+    POINTWISE.itemsize,
+    PACK.itemsize,
+)
+TWO_PRODUCTS = 2 * PRODUCT_BYTES
+THREE_MATRICES = 3 * MATRIX.itemsize
+MATRIX_BYTES = MATRIX.itemsize
+LINE = 128
+EPOCH_BYTES = 8
+
+# The frame of a call: RUN, two DIRECTIONs, two LAYERs, six MATRIXes of each direction (x, h0, h1, dh0, dh1, dx).
+AT_DIRECTION = RUN.itemsize
+AT_LAYER = AT_DIRECTION + 2 * DIRECTION.itemsize
+AT_MATRIX = AT_LAYER + 2 * LAYER.itemsize
+FRAME_BYTES = AT_MATRIX + 12 * MATRIX_BYTES
+DIRECTION_BYTES, LAYER_BYTES = DIRECTION.itemsize, LAYER.itemsize
+GROUP_BYTES = GROUP.itemsize
+
+
+def describe(
+    segments: int,
+    stages: list[tuple[list[int], int, int, list[int], int]],
+    x: tuple[list[int], int],
+    of_x: list[int],
+    of_h: list[int],
+    right: list[int],
+    states: int = 1,
+    apart: int = 0,
+) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Describe a cell.
+
+    stages: h W_hh (gates, first segment written, operand: -1 is h, else a segment), dh (gates, first segment read).
+    x: the gates of x W_ih and the first segment they are written to. of_x, of_h: the segments of the gradients by gate.
+    right: the right operand of dW_hh by gate. apart: a segment that x W_ih does not reach, which starts from its bias.
+    """
+    d = np.zeros(CELL_WORDS, np.int64)
+    d[:5] = len(x[0]), segments, len(stages), states, apart
+
+    def share(where: int, gates: list[int], segment: int) -> None:
+        d[where : where + 2] = len(gates), segment
+        d[where + 2 : where + 2 + len(gates)] = gates
+
+    share(SHARE_X, *x)
+    for s, (gates, segment, source, dh_gates, dh_segment) in enumerate(stages):
+        share(SHARE_H + s * SHARE_WORDS, gates, segment)
+        d[SOURCE + s] = source
+        share(SHARE_DH + s * SHARE_WORDS, dh_gates, dh_segment)
+    for where, values in ((OF_X, of_x), (OF_H, of_h), (RIGHT, right)):
+        d[where : where + len(values)] = values
+    return d
+
+
+_RNN = describe(1, [([0], 0, -1, [0], 0)], ([0], 0), [0], [0], [-1])
+CELL = {
+    "rnn_tanh": _RNN,
+    "rnn_relu": _RNN,
+    "lstm": describe(
+        4,
+        [([0, 1, 2, 3], 0, -1, [0, 1, 2, 3], 0)],
+        ([0, 1, 2, 3], 0),
+        [0, 1, 2, 3],
+        [0, 1, 2, 3],
+        [-1] * 4,
+        states=2,
+    ),
+    "gru": describe(4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], ([2, 0, 1], 0), [1, 2, 0], [1, 2, 3], [-1] * 3, apart=3),
+    "gru_reset_before": describe(
+        4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)], ([2, 0, 1], 0), [1, 2, 0], [1, 2, 0], [-1, -1, 3]
+    ),
+}
+"""Every cell's description; the time loop knows no other cell."""
+
+
+@inner
+def padded(n, size):
+    """n rounded up to 64 bytes; an odd number of lines where rows would otherwise share their cache sets."""
+    lane = 64 // size
+    n = (n + lane - 1) // lane * lane
+    return n + lane if n * size % 1024 == 0 else n
+
+
+# An array comes as the address of its Python object, whose layout NumPy's C interface fixes: far faster than
+# Numba's own way, and an array of any strides has the same type. ----------------------------------------------------
+
+HEAD = object.__basicsize__ // 8
+
+
+@inner
+def data_of(array):
+    """The address of an array's data; 0 for none."""
+    return get(array, HEAD) if array else 0
+
+
+@inner
+def stride_of(array, axis):
+    return get(get(array, HEAD + 3), axis)
+
+
+@inner
+def shape_of(array, axis):
+    return get(get(array, HEAD + 2), axis)
+
+
+# Packed matrices -----------------------------------------------------------------------------------------------------
+
+
+@inner
+def forward_matrix(m, share, H, K, L):
+    """Gate columns of W (G*H, K) transposed: gated panels, or linear ones of a single gate."""
+    a = at(m, MATRIX)
+    gates = get(share, 0)
+    a.depth = K
+    a.gated = 1 if gates > 1 else 0
+    a.width = gates if gates > 1 else PANEL
+    a.vectors = (H + L - 1) // L * gates
+    a.columns = H
+    a.transposed = 1
+    a.gate_rows = H
+    a.gates = share + 16
+
+
+@inner
+def backward_matrix(m, share, H, N, L):
+    """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row."""
+    a = at(m, MATRIX)
+    a.depth = get(share, 0) * H
+    a.gated = 0
+    a.width = PANEL
+    a.vectors = (N + L - 1) // L
+    a.columns = N
+    a.transposed = 0
+    a.gate_rows = H
+    a.gates = share + 16
+
+
+@inner
+def matrix_bytes(m):
+    a = at(m, MATRIX)
+    return a.vectors * a.depth * VECTOR_BYTES
+
+
+@inner
+def pack_matrix(m, layer, rank, size, rows):
+    """The rank's share of the vectors. `rows` has room for `depth` pointers where the matrix is packed by rows."""
+    a, l = at(m, MATRIX), at(layer, LAYER)
+    address = stack(PACK_BYTES)
+    p = at(address, PACK)
+    p.out = a.data
+    p.depth = a.depth
+    p.width = a.width
+    p.vectors = a.vectors
+    p.first = a.vectors * rank // size
+    p.last = a.vectors * (rank + 1) // size
+    p.columns = a.columns
+    p.gated = a.gated
+    p.gate0, p.gate1, p.gate2, p.gate3 = get(a.gates, 0), get(a.gates, 1), get(a.gates, 2), get(a.gates, 3)
+    p.w = a.w
+    p.ld = a.ld
+    p.left = 0
+    p.row = 0
+    if a.transposed:
+        if not a.gated:
+            p.w = a.w + get(a.gates, 0) * a.columns * a.ld * l.size
+        call(l.pack, address, 0)
+    elif p.first < p.last:
+        for k in range(a.depth):
+            g = k // a.gate_rows
+            put(rows, k, a.w + (get(a.gates, g) * a.gate_rows + k - g * a.gate_rows) * a.ld * l.size)
+        p.row = rows
+        call(l.pack, address, 0)
+
+
+@inner
+def lay_out(layer, m, kernels, w_ih, w_hh, b_ih, b_hh):
+    """Describe a layer and, at m, its forward matrices; the bytes of their data and of the bias row.
+
+    kernels: addresses of the cell's description and of tiles, product, pack, pointwise; the size of an element.
+    The weights are arrays, b_ih and b_hh may be 0."""
+    l = at(layer, LAYER)
+    l.cell, l.tiles, l.product = get(kernels, 0), get(kernels, 1), get(kernels, 2)
+    l.pack, l.pointwise, l.size = get(kernels, 3), get(kernels, 4), get(kernels, 5)
+    l.inputs, l.H = shape_of(w_ih, 1), shape_of(w_hh, 1)
+    l.w_ih, l.w_hh, l.b_ih, l.b_hh = data_of(w_ih), data_of(w_hh), data_of(b_ih), data_of(b_hh)
+    l.x, l.h0, l.h1 = m, m + MATRIX_BYTES, m + 2 * MATRIX_BYTES
+    l.stride = padded(l.H, l.size)
+    l.lanes = VECTOR_BYTES // l.size
+    forward_matrix(l.x, l.cell + 8 * SHARE_X, l.H, l.inputs, l.lanes)
+    x = at(l.x, MATRIX)
+    x.w, x.ld = l.w_ih, l.inputs
+    size = get(l.cell, SEGMENTS) * l.stride * l.size + matrix_bytes(l.x)
+    for s in range(get(l.cell, STAGES)):
+        h = l.h1 if s else l.h0
+        forward_matrix(h, l.cell + 8 * (SHARE_H + s * SHARE_WORDS), l.H, l.H, l.lanes)
+        a = at(h, MATRIX)
+        a.w, a.ld = l.w_hh, l.H
+        size += matrix_bytes(h)
+    return size
+
+
+@inner
+def carve(layer, memory):
+    """Give the bias row and the matrices their places in `memory` and fill the bias row; gives what lies behind."""
+    l = at(layer, LAYER)
+    l.bias = memory
+    size = get(l.cell, SEGMENTS) * l.stride * l.size
+    clear(memory, size)
+    if l.b_ih:
+        add_bias(layer, l.b_ih, l.cell + 8 * OF_X)
+    if l.b_hh:
+        add_bias(layer, l.b_hh, l.cell + 8 * OF_H)
+    memory += size
+    x = at(l.x, MATRIX)
+    x.data = memory
+    memory += matrix_bytes(l.x)
+    for s in range(get(l.cell, STAGES)):
+        h = l.h1 if s else l.h0
+        a = at(h, MATRIX)
+        a.data = memory
+        memory += matrix_bytes(h)
+    return memory
+
+
+@inner
+def add_bias(layer, b, segment):
+    l = at(layer, LAYER)
+    H = l.H
+    for g in range(get(l.cell, GATES)):
+        row = l.bias + get(segment, g) * l.stride * l.size
+        if l.size == 8:
+            for u in range(H):
+                set_real(row, u, real(row, u, np.float64) + real(b, g * H + u, np.float64))
+        else:
+            for u in range(H):
+                set_real(row, u, real(row, u, np.float32) + real(b, g * H + u, np.float32))
+
+
+@inner
+def pack_layer(layer, rank, size):
+    l = at(layer, LAYER)
+    pack_matrix(l.x, layer, rank, size, 0)
+    for s in range(get(l.cell, STAGES)):
+        pack_matrix(l.h1 if s else l.h0, layer, rank, size, 0)
+
+
+# The order of a ragged batch: longest first ---------------------------------------------------------------------------
+
+
+@inner
+def plan(d, T, B, lengths, by_length, memory):
+    """Fill order, length, active and offset of a direction, in (2 T + 2 B + 1) words of memory."""
+    q = at(d, DIRECTION)
+    q.B = B
+    q.order = memory
+    q.length = memory + 8 * B
+    q.active = memory + 16 * B
+    steps = T if B else 0
+    for b in range(B):
+        put(q.order, b, get(by_length, b) if lengths else b)
+        put(q.length, b, get(lengths, b) if lengths else T)
+    if B and lengths:
+        steps = get(q.length, get(q.order, 0))
+    q.steps = steps
+    q.offset = q.active + 8 * steps
+    put(q.offset, 0, 0)
+    n = B
+    rows = 0
+    for s in range(steps):
+        while n and get(q.length, get(q.order, n - 1)) <= s:
+            n -= 1
+        put(q.active, s, n)
+        rows += n
+        put(q.offset, s + 1, rows)
+
+
+# A run: one call of the team over one or two directions ---------------------------------------------------------------
+
+
+@inner
+def look_for_signals(run):
+    r = at(run, RUN)
+    now = seconds()
+    r.work = 0.0
+    if r.interrupted or now - r.checked < SIGNAL_SECONDS:
+        return
+    if signals(run + ERROR):
+        r.interrupted = 1
+    r.checked = seconds()
+
+
+@inner
+def account(k, multiply_adds):
+    """Called beside every product: rank 0 looks for signals now and then."""
+    w = at(k, WORKER)
+    if w.rank == 0:
+        r = at(w.run, RUN)
+        r.work = r.work + multiply_adds
+        if r.work > SIGNAL_WORK:
+            look_for_signals(w.run)
+
+
+@inner
+def interrupted(k):
+    return peek(at(k, WORKER).run + INTERRUPTED)
+
+
+INTERRUPTED = RUN.fields["interrupted"][1]  # type: ignore[index]
+
+
+@inner
+def wait(lines, rank, size, epoch):
+    """A barrier of `size` ranks: each writes its own line and reads the others'."""
+    poke(lines + rank * LINE, epoch)
+    for r in range(size):
+        if r != rank:
+            polls = 0
+            while peek(lines + r * LINE) < epoch:
+                spin(polls)
+                polls += 1
+
+
+@inner
+def meet(k):
+    """The whole team's barrier; true when all agree to stop. Rank 0 decides before, the others read after."""
+    w = at(k, WORKER)
+    r = at(w.run, RUN)
+    if r.size == 1:
+        return interrupted(k) != 0
+    w.epoch = w.epoch + 1
+    place = w.run + STOP + 8 * (w.epoch & 1)
+    if w.rank == 0:
+        put(place, 0, r.interrupted)
+    wait(r.lines, w.rank, r.size, w.epoch)
+    return get(place, 0) != 0
+
+
+STOP = RUN.fields["stop0"][1]  # type: ignore[index]
+GROUP_STOP = GROUP.fields["stop0"][1]  # type: ignore[index]
+
+
+@inner
+def group_rows(g, active):
+    q = at(g, GROUP)
+    if q.every == 1:  # a division costs as much as a small tile's row
+        return active
+    return (active - q.first + q.every - 1) // q.every if active > q.first else 0
+
+
+@inner
+def part(n, rank, size):
+    """Where the rank's share of n begins; rank == size: where the last one ends."""
+    return 0 if rank == 0 else n if rank == size else n * rank // size
+
+
+@inner
+def time_of(d, b, s):
+    q = at(d, DIRECTION)
+    return get(q.length, b) - 1 - s if q.reverse else s
+
+
+@inner
+def x_row(d, j, s):
+    q = at(d, DIRECTION)
+    b = get(q.order, j)
+    return q.x + time_of(d, b, s) * q.x_t + b * q.x_b
+
+
+@inner
+def row_bytes(d):
+    """Of a segment of a gate row."""
+    l = at(at(d, DIRECTION).layer, LAYER)
+    return l.stride * l.size
+
+
+@inner
+def y_row(d, j, s):
+    """h after step s of row j; h0 before the first."""
+    q = at(d, DIRECTION)
+    if s < 0:
+        return q.h0 + j * row_bytes(d)
+    b = get(q.order, j)
+    return q.y + time_of(d, b, s) * q.y_t + b * q.y_b
+
+
+@inner
+def tape_c(d, j, s):
+    q = at(d, DIRECTION)
+    if s < 0 or not q.training:
+        return q.c0 + j * row_bytes(d)
+    return q.c + (get(q.offset, s) + j) * row_bytes(d)
+
+
+@inner
+def tape_row(d, j, s):
+    q = at(d, DIRECTION)
+    return q.gates + (get(q.offset, s) + j) * get(at(q.layer, LAYER).cell, SEGMENTS) * row_bytes(d)
+
+
+@inner
+def stage_row(d, row, to, n):
+    """x rows whose elements are not neighbours are copied, a chunk at a time."""
+    q = at(d, DIRECTION)
+    step = q.x_i
+    if at(q.layer, LAYER).size == 8:
+        for i in range(n):
+            set_real(to, i, real(row + i * step, 0, np.float64))
+    else:
+        for i in range(n):
+            set_real(to, i, real(row + i * step, 0, np.float32))
+    return to
+
+
+@inner
+def take(p, m, layer):
+    """Aim a product at a packed matrix; a single segment of operand unless said otherwise."""
+    q, a, l = at(p, PRODUCT), at(m, MATRIX), at(layer, LAYER)
+    clear(p, PRODUCT_BYTES)
+    q.tiles = l.tiles
+    q.w = a.data
+    q.width = a.width
+    q.vectors = a.vectors
+    q.last = a.vectors
+    q.depth = a.depth
+    q.segments = 1
+    q.a_step = 1
+    q.out_step = l.lanes
+    q.out_panel = a.width * l.lanes
+
+
+@inner
+def into_gates(p, m, layer, segment):
+    """Results go into gate rows: gate v of a panel into segment `segment + v`."""
+    q, l = at(p, PRODUCT), at(layer, LAYER)
+    q.out_offset = segment * l.stride
+    if at(m, MATRIX).gated:
+        q.out_step = l.stride
+        q.out_panel = l.lanes
+
+
+@inner
+def from_gates(p, layer, share):
+    """The left operand is segments of a gate row, the row pointers being those of the first segment."""
+    q, l = at(p, PRODUCT), at(layer, LAYER)
+    q.segments = get(share, 0)
+    q.depth = l.H
+    q.a_segment = l.stride
+
+
+@inner
+def stage(k, layer, m, p, q, first, last, backwards):
+    """One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
+
+    Units [first, last), counted in vectors. Serpentine: `backwards` on every other step, so that what is still in cache
+    is used first."""
+    l, a, product, point = at(layer, LAYER), at(m, MATRIX), at(p, PRODUCT), at(q, POINTWISE)
+    each = a.width if a.gated else 1  # vectors a unit vector
+    span = last - first
+    blocks, origin = 1, first
+    rows = max(product.rows, point.rows)
+    work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
+    unit_bytes = each * a.depth * VECTOR_BYTES
+    streams = span * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
+    if rows >= FEW_ROWS:
+        span = 1 if a.gated else PANEL
+    elif streams:
+        span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
+    if span < last - first:
+        origin = first // span * span  # whole panels where the share allows
+        blocks = (last - origin + span - 1) // span
+    product.prefetch = 1 if streams and rows >= FEW_ROWS else 0
+    for i in range(blocks):
+        begin = origin + (blocks - 1 - i if backwards else i) * span
+        end = min(begin + span, last)
+        begin = max(begin, first)
+        product.first = begin * each
+        product.last = end * each
+        product.next = 0
+        if product.prefetch and i + 1 < blocks:
+            product.next = product.w + (begin - span if backwards else end) * unit_bytes
+        call(l.product, p, 0)
+        if point.rows:
+            point.first = begin * l.lanes
+            point.last = min(end * l.lanes, l.H)
+            call(l.pointwise, q, 0)
+        account(k, work * (end - begin))
+        if interrupted(k):
+            return
+
+
+@inner
+def project(k, g, start, end, first, last):
+    """x W_ih + biases into the gate rows of steps [start, end): the recurrent tiles go on from there."""
+    w, group = at(k, WORKER), at(g, GROUP)
+    d = group.direction
+    q = at(d, DIRECTION)
+    layer = q.layer
+    l = at(layer, LAYER)
+    m = at(l.x, MATRIX)
+    size = l.size
+    gate_bytes = get(l.cell, SEGMENTS) * l.stride * size
+    each = m.width if m.gated else 1
+    apart = get(l.cell, APART) * l.stride * size
+    n = 0
+    for s in range(start, end):
+        for i in range(group_rows(g, get(q.active, s))):
+            j = group.first + i * group.every
+            row = x_row(d, j, s)
+            if q.x_i != size:
+                row = stage_row(d, row, w.buffer + n * l.inputs * size, l.inputs)
+            out = tape_row(d, j, s) if q.training else group.gates + n * gate_bytes
+            put(w.a, n, row)
+            put(w.out, n, out)
+            if apart:
+                a, b = first * VECTOR_BYTES, last * VECTOR_BYTES
+                copy(out + apart + a, l.bias + apart + a, b - a)
+            n += 1
+    p = stack(PRODUCT_BYTES)
+    take(p, l.x, layer)
+    into_gates(p, l.x, layer, get(l.cell, SHARE_X + 1))
+    product = at(p, PRODUCT)
+    product.init = l.bias
+    product.a = w.a
+    product.out = w.out
+    product.rows = n
+    product.prefetch = 1 if n >= FEW_ROWS else 0
+    work = 1.0 * n * l.inputs * l.lanes * each
+    span = max(1, int(SIGNAL_WORK / (work + 1)))
+    a = first
+    while a < last and not interrupted(k):  # in pieces, so that Ctrl-C is seen between them
+        b = min(a + span, last)
+        product.first = a * each
+        product.last = b * each
+        call(l.product, p, 0)
+        account(k, work * (b - a))
+        a = b
+
+
+@inner
+def barrier(k, g, rank, epoch):
+    """The group's barrier; true when all of it agree to stop."""
+    r = at(at(k, WORKER).run, RUN)
+    if r.width == 1:
+        return interrupted(k) != 0
+    now = get(epoch, 0) + 1
+    put(epoch, 0, now)
+    place = g + GROUP_STOP + 8 * (now & 1)
+    if rank == 0:
+        put(place, 0, r.interrupted)
+    wait(at(g, GROUP).lines, rank, r.width, now)
+    return get(place, 0) != 0
+
+
+# THE TIME LOOP -------------------------------------------------------------------------------------------------------
+
+
+@inner
+def time_loop(k, g, rank):
+    """All steps of a group, forwards or backwards; true when interrupted.
+
+    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
+    Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
+    A rank owns the same units in every step and both parts, so one barrier a stage is enough.
+    """
+    w, group = at(k, WORKER), at(g, GROUP)
+    run = at(w.run, RUN)
+    d = group.direction
+    q = at(d, DIRECTION)
+    layer = q.layer
+    l = at(layer, LAYER)
+    cell = l.cell
+    size, lanes, states, stages = l.size, l.lanes, get(cell, STATES), get(cell, STAGES)
+    units = (l.H + lanes - 1) // lanes
+    first, last = part(units, rank, run.width), part(units, rank + 1, run.width)
+    segment_bytes = l.stride * size
+    gate_bytes = get(cell, SEGMENTS) * segment_bytes
+    back, training = run.backward, q.training
+    chunk_end, chunk_rows, at_row = 0, 0, 0
+    epoch = stack(EPOCH_BYTES)
+    put(epoch, 0, 0)
+    products, pointwise = stack(TWO_PRODUCTS), stack(POINTWISE_BYTES)
+    point = at(pointwise, POINTWISE)
+    point.stride = l.stride
+    point.training = training
+    point.backward = back
+    point.gates, point.h_prev, point.h, point.c_prev, point.c = w.gates, w.h_prev, w.h, w.c_prev, w.c
+    point.dy = w.dy if q.dy else 0
+    point.dh, point.dc, point.drh = w.dh, w.dc, w.drh
+    for t in range(stages):
+        p = products + t * PRODUCT_BYTES
+        product = at(p, PRODUCT)
+        if back:
+            take(p, q.dh1 if t else q.dh0, layer)
+            from_gates(p, layer, cell + 8 * (SHARE_DH + t * SHARE_WORDS))
+            product.accumulate = 1 if t == 0 else 0
+            product.out = w.dh if t == 0 else w.drh
+        else:
+            m = l.h1 if t else l.h0
+            take(p, m, layer)
+            into_gates(p, m, layer, get(cell, SHARE_H + t * SHARE_WORDS + 1))
+            product.accumulate = 1
+            product.out = w.gates
+        product.a = w.a
+
+    for turn in range(q.steps):
+        s = q.steps - 1 - turn if back else turn
+        n = group_rows(g, get(q.active, s))
+        m_rows = n
+        if back:
+            m_rows = group_rows(g, get(q.active, s + 1)) if turn else 0
+        elif s == chunk_end:
+            chunk_rows = 0
+            while chunk_end < q.steps:
+                more = group_rows(g, get(q.active, chunk_end))
+                if chunk_rows and chunk_rows + more > CHUNK:
+                    break
+                chunk_rows += more
+                chunk_end += 1
+            project(k, g, s, chunk_end, first, last)
+            at_row = 0
+
+        for i in range(n):
+            j = group.first + i * group.every
+            put(w.gates, i, tape_row(d, j, s) if training else group.gates + (at_row + i) * gate_bytes)
+            put(w.h_prev, i, y_row(d, j, s - 1))
+            put(w.h, i, y_row(d, j, s))
+            if states == 2:
+                put(w.c_prev, i, tape_c(d, j, s - 1))
+                put(w.c, i, tape_c(d, j, s))
+            if back:
+                put(w.dh, i, q.d_h + j * segment_bytes)
+                if states == 2:
+                    put(w.dc, i, q.d_c + j * segment_bytes)
+                if stages == 2:
+                    put(w.drh, i, q.d_rh + j * segment_bytes)
+                if q.dy:
+                    b = get(q.order, j)
+                    put(w.dy, i, q.dy + time_of(d, b, s) * q.dy_t + b * q.dy_b)
+        at_row += n
+
+        for t in range(stages):
+            p = products + t * PRODUCT_BYTES
+            rows = m_rows if t == 0 else n
+            at(p, PRODUCT).rows = rows
+            point.rows = n
+            point.stage = t
+            if back:
+                segment = get(cell, SHARE_DH + t * SHARE_WORDS + 1) * segment_bytes
+                for i in range(rows):
+                    j = group.first + i * group.every
+                    put(w.a, i, tape_row(d, j, s + 1 if t == 0 else s) + segment)
+                m = q.dh1 if t else q.dh0
+            else:
+                source = get(cell, SOURCE + t)
+                for i in range(n):
+                    put(w.a, i, get(w.h_prev, i) if source < 0 else get(w.gates, i) + source * segment_bytes)
+                m = l.h1 if t else l.h0
+            stage(k, layer, m, p, pointwise, first, last, turn & 1)
+            if barrier(k, g, rank, epoch):
+                return True
+
+    if back and q.steps:  # dh0: what step 0 sends
+        n = group_rows(g, get(q.active, 0))
+        segment = get(cell, SHARE_DH + 1) * segment_bytes
+        for i in range(n):
+            j = group.first + i * group.every
+            put(w.a, i, tape_row(d, j, 0) + segment)
+            put(w.dh, i, q.d_h + j * segment_bytes)
+        at(products, PRODUCT).rows = n
+        point.rows = 0
+        stage(k, layer, q.dh0, products, pointwise, first, last, q.steps & 1)
+        return run.width == 1 and interrupted(k) != 0
+    return False
+
+
+# After the backward loop the gate rows hold the gradients of the pre-activations: three large products remain ---------
+
+
+@inner
+def step_of(d, row):
+    """The step that a row of the tape belongs to."""
+    q = at(d, DIRECTION)
+    low, high = 0, q.steps
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        if get(q.offset, middle) <= row:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@inner
+def pack_right(k, d, operand, m, row0, row_end):
+    """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
+    w, q, a = at(k, WORKER), at(d, DIRECTION), at(m, MATRIX)
+    l, run = at(q.layer, LAYER), at(w.run, RUN)
+    size = l.size
+    address = stack(PACK_BYTES)
+    p = at(address, PACK)
+    p.left = 0
+    p.gated = 0
+    p.out = a.data
+    p.depth = row_end - row0
+    p.width = a.width
+    p.vectors = a.vectors
+    p.columns = a.columns
+    p.first = a.vectors * w.rank // run.size
+    p.last = a.vectors * (w.rank + 1) // run.size
+    p.row = w.a
+    if p.first == p.last:
+        return
+    s = step_of(d, row0)
+    j = row0 - get(q.offset, s)
+    for n in range(row_end - row0):
+        while row0 + n >= get(q.offset, s + 1):
+            s += 1
+            j = 0
+        if operand == -2:
+            row = x_row(d, j, s)
+            if q.x_i != size:
+                row = stage_row(d, row, w.buffer + n * l.inputs * size, l.inputs)
+        elif operand == -1:
+            row = y_row(d, j, s - 1)
+        else:
+            row = tape_row(d, j, s) + operand * l.stride * size
+        put(w.a, n, row)
+        j += 1
+    call(l.pack, address, 0)
+
+
+@inner
+def weight_gradients(k, d):
+    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
+    number of rows. A rank makes whole rows of dW, the right operands are packed together."""
+    w, q = at(k, WORKER), at(d, DIRECTION)
+    run, layer = at(w.run, RUN), q.layer
+    l = at(layer, LAYER)
+    cell, size, H = l.cell, l.size, l.H
+    gates = get(cell, GATES)
+    rows, ld = get(q.offset, q.steps), get(cell, SEGMENTS) * l.stride
+    strips = max((H + LEFT_STRIP - 1) // LEFT_STRIP, min(run.size, (H + 5) // 6))
+    total = strips * gates
+    right = stack(THREE_MATRICES)
+    memory = run.right
+    for which in range(3):
+        m = at(right + which * MATRIX_BYTES, MATRIX)
+        m.width = PANEL
+        m.columns = l.inputs if which == 0 else H
+        m.vectors = (m.columns + l.lanes - 1) // l.lanes
+        m.data = memory
+        memory += m.vectors * VECTOR_BYTES * LEFT_DEPTH
+    p, left = stack(PRODUCT_BYTES), stack(PACK_BYTES)
+    product, pl = at(p, PRODUCT), at(left, PACK)
+    row0 = 0
+    while row0 < rows:
+        depth = min(LEFT_DEPTH, rows - row0)
+        pack_right(k, d, -2, right, row0, row0 + depth)
+        pack_right(k, d, -1, right + MATRIX_BYTES, row0, row0 + depth)
+        if get(cell, STAGES) == 2:
+            pack_right(k, d, get(cell, RIGHT + 2), right + 2 * MATRIX_BYTES, row0, row0 + depth)
+        if meet(k):
+            return
+        for strip in range(total * w.rank // run.size, total * (w.rank + 1) // run.size):
+            if interrupted(k):
+                break
+            g = strip // strips
+            u0 = H * (strip - g * strips) // strips
+            u1 = H * (strip - g * strips + 1) // strips
+            packed_segment = -1
+            for which in range(2):
+                segment = get(cell, OF_H + g) if which else get(cell, OF_X + g)
+                operand = 0 if which == 0 else 1 if get(cell, RIGHT + g) < 0 else 2
+                grad = q.grad_w_hh if which else q.grad_w_ih
+                bias = (q.grad_b_hh if which else q.grad_b_ih) + (g * H + u0) * size
+                if segment != packed_segment:
+                    pl.left = 1
+                    pl.out = w.buffer
+                    pl.w = q.gates + (row0 * ld + segment * l.stride + u0) * size
+                    pl.ld = ld
+                    pl.depth = depth
+                    pl.columns = u1 - u0
+                    pl.sum = bias
+                    call(l.pack, left, 0)
+                    packed_segment = segment
+                else:
+                    copy(bias, q.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
+                m = right + operand * MATRIX_BYTES
+                at(m, MATRIX).depth = depth
+                take(p, m, layer)
+                columns = at(m, MATRIX).columns
+                product.a = w.a
+                product.a_step = 6
+                product.out = w.out
+                product.rows = u1 - u0
+                product.columns = columns
+                product.accumulate = 1 if row0 > 0 else 0
+                product.prefetch = 1
+                for i in range(u1 - u0):
+                    put(w.a, i, w.buffer + (i // 6 * 6 * depth + i % 6) * size)
+                    put(w.out, i, grad + (g * H + u0 + i) * columns * size)
+                call(l.product, p, 0)
+                account(k, 1.0 * product.rows * depth * columns)
+                if interrupted(k):
+                    break
+        if meet(k):
+            return
+        row0 += depth
+
+
+@inner
+def input_gradient(k, d, accumulate):
+    """dx = gate gradients W_ih, a rank making its rows of the tape."""
+    w, q = at(k, WORKER), at(d, DIRECTION)
+    run, layer = at(w.run, RUN), q.layer
+    l = at(layer, LAYER)
+    size, rows = l.size, get(q.offset, q.steps)
+    row, end = rows * w.rank // run.size, rows * (w.rank + 1) // run.size
+    p = stack(PRODUCT_BYTES)
+    take(p, q.dx, layer)
+    from_gates(p, layer, l.cell + 8 * SHARE_X)
+    product = at(p, PRODUCT)
+    product.a = w.a
+    product.out = w.out
+    product.columns = l.inputs
+    product.accumulate = accumulate
+    product.prefetch = 1
+    s = step_of(d, row) if row < end else 0
+    while row < end and not interrupted(k):
+        n = 0
+        while row < end and n < DX_ROWS:
+            while row >= get(q.offset, s + 1):
+                s += 1
+            b = get(q.order, row - get(q.offset, s))
+            segment = row * get(l.cell, SEGMENTS) + get(l.cell, SHARE_X + 1)
+            put(w.a, n, q.gates + segment * l.stride * size)
+            put(w.out, n, q.grad_x + time_of(d, b, s) * q.gx_t + b * q.gx_b)
+            n += 1
+            row += 1
+        product.rows = n
+        call(l.product, p, 0)
+        account(k, 1.0 * n * get(l.cell, GATES) * l.H * l.inputs)
+
+
+# What every rank runs -------------------------------------------------------------------------------------------------
+
+
+@inner
+def direction_of(run, i):
+    r = at(run, RUN)
+    return r.direction1 if i else r.direction0
+
+
+def work(run, rank):
+    """A rank's share of a forward run."""
+    r = at(run, RUN)
+    k = stack(WORKER_BYTES)
+    open_worker(k, run, rank)
+    packing = False
+    for i in range(r.directions):
+        q = at(direction_of(run, i), DIRECTION)
+        if not q.packed:
+            packing = True
+            pack_layer(q.layer, rank, r.size)
+    if packing and meet(k):
+        return
+    work_loops(k)
+
+
+@inner
+def work_loops(k):
+    """The time loops of a rank; true when interrupted."""
+    w = at(k, WORKER)
+    r = at(w.run, RUN)
+    if r.size > 1:
+        stopped = time_loop(k, r.group + w.rank // r.width * GROUP_BYTES, w.rank % r.width)
+        return stopped and r.groups == 1
+    for i in range(r.groups):  # noqa: SIM110  # a generator is nothing for Numba
+        if time_loop(k, r.group + i * GROUP_BYTES, 0):
+            return True
+    return False
+
+
+def work_backward(run, rank):
+    """A rank's share of a backward run: apart, so that a first forward call need not compile it."""
+    r = at(run, RUN)
+    k = stack(WORKER_BYTES)
+    open_worker(k, run, rank)
+    for i in range(r.directions):
+        q = at(direction_of(run, i), DIRECTION)
+        l, rows = at(q.layer, LAYER), at(k, WORKER).a
+        for s in range(get(l.cell, STAGES)):
+            pack_matrix(q.dh1 if s else q.dh0, q.layer, rank, r.size, rows)
+        pack_matrix(q.dx, q.layer, rank, r.size, rows)
+    if meet(k) or work_loops(k) or meet(k):
+        return
+    for i in range(r.directions):
+        d = direction_of(run, i)
+        weight_gradients(k, d)
+        if meet(k):
+            return
+        input_gradient(k, d, 1 if i else 0)
+        if meet(k):
+            return
+
+
+@inner
+def most_rows(run):
+    """The largest batch of a run's directions."""
+    B = 0
+    for i in range(at(run, RUN).directions):
+        B = max(B, at(direction_of(run, i), DIRECTION).B)
+    return B
+
+
+@inner
+def pointer_rows(run):
+    """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
+    r = at(run, RUN)
+    n = max(CHUNK, LEFT_DEPTH, most_rows(run))
+    if r.backward:
+        for i in range(r.directions):
+            l = at(at(direction_of(run, i), DIRECTION).layer, LAYER)
+            n = max(n, get(l.cell, GATES) * l.H)
+    return n
+
+
+@inner
+def worker_bytes(run):
+    r = at(run, RUN)
+    staged, B = 0, most_rows(run)
+    for i in range(r.directions):
+        q = at(direction_of(run, i), DIRECTION)
+        l = at(q.layer, LAYER)
+        if q.x_i != l.size:
+            staged = max(staged, max(CHUNK, LEFT_DEPTH, B) * l.inputs * l.size)
+    if r.backward:
+        staged = max(staged, LEFT_STRIP * LEFT_DEPTH * 8)
+    return (2 * pointer_rows(run) + 9 * B) * 8 + (staged + 127) // 64 * 64
+
+
+@inner
+def open_worker(k, run, rank):
+    """Carve the rank's row pointers out of its scratch."""
+    w, r = at(k, WORKER), at(run, RUN)
+    B, rows = 8 * most_rows(run), 8 * pointer_rows(run)
+    w.run = run
+    w.rank = rank
+    w.epoch = 0
+    w.a = r.scratch + rank * r.scratch_bytes
+    w.out = w.a + rows
+    w.gates = w.out + rows
+    w.h_prev = w.gates + B
+    w.h = w.h_prev + B
+    w.c_prev = w.h + B
+    w.c = w.c_prev + B
+    w.dy = w.c + B
+    w.dh = w.dy + B
+    w.dc = w.dh + B
+    w.drh = w.dc + B
+    w.buffer = (w.drh + B + 63) // 64 * 64
+
+
+# The partition: rows of the batch over `groups`, the units of a group over `width` threads ----------------------------
+
+
+@inner
+def step_cost(d, groups, width):
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    units, rows = (l.H + l.lanes - 1) // l.lanes, (q.B + groups - 1) // groups
+    columns = 1.0 * ((units + width - 1) // width) * l.lanes * get(l.cell, GATES)
+    weights = columns * l.size * (l.H + l.inputs if q.steps == 1 else l.H)  # a chunk shares W_ih
+    rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
+    arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
+    pointwise = rows * columns * l.size / 4 * 0.3
+    return max(arithmetic, weights / rate) + pointwise + (COST_BARRIER * get(l.cell, STAGES) if width > 1 else 0.0)
+
+
+@inner
+def divide(run, wanted):
+    """Fill size, width and groups: the cheapest way to use up to `wanted` threads."""
+    r = at(run, RUN)
+    d = r.direction0
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    directions = r.directions
+    each = max(1, wanted // directions)
+    units = (l.H + l.lanes - 1) // l.lanes
+    scale = 3.0 if r.backward else 1.0
+    alone = scale * directions * q.steps * step_cost(d, 1, 1)
+    best = alone
+    r.size = r.width = 1
+    r.groups = directions
+    r.patience = 0.0
+    if wanted <= 1 or q.B == 0:
+        return
+    for width in range(1, each + 1):
+        groups = each // width
+        if width > units or groups > q.B or groups * width * directions <= 1:
+            continue
+        cost = COST_CALL + scale * q.steps * step_cost(d, groups, width)
+        if cost < best:
+            best = cost
+            r.patience = min(0.5e-9 * (alone - best), PATIENCE)
+            r.width = width
+            r.groups = groups * directions
+            r.size = r.groups * width
+
+
+@inner
+def chunk_bytes(d):
+    """Of the gate rows of a group, where they do not stay."""
+    q = at(d, DIRECTION)
+    rows = max(CHUNK, q.B) if q.steps > 1 else q.B
+    return rows * get(at(q.layer, LAYER).cell, SEGMENTS) * row_bytes(d)
+
+
+@inner
+def work_bytes(run):
+    """Of barriers, scratch and gate rows; -1 where no machine can address a step of x."""
+    r = at(run, RUN)
+    per = r.groups // r.directions
+    extra = 0
+    for i in range(r.directions):
+        d = direction_of(run, i)
+        q = at(d, DIRECTION)
+        l = at(q.layer, LAYER)
+        if q.x_i != l.size and 1.0 * max(LEFT_DEPTH, q.B) * l.inputs > 2.0**56:
+            return -1
+        if r.backward:
+            extra = max(extra, (l.inputs + 2 * l.H + 6 * l.lanes) * l.size * LEFT_DEPTH)
+        elif not q.training:
+            extra += chunk_bytes(d) * per
+    r.scratch_bytes = (worker_bytes(run) + 127) // 128 * 128
+    lines = (r.groups * r.width + r.size) * LINE
+    return (r.groups * GROUP_BYTES + 127) // 128 * 128 + lines + r.size * r.scratch_bytes + extra + 256
+
+
+@inner
+def open_run(run, memory):
+    """Carve barriers, scratch and gate rows out of memory."""
+    r = at(run, RUN)
+    per = r.groups // r.directions
+    r.group = memory
+    memory = (memory + r.groups * GROUP_BYTES + 127) // 128 * 128
+    lines = (r.groups * r.width + r.size) * LINE
+    clear(memory, lines)
+    r.lines = memory
+    at_lines = memory + r.size * LINE
+    memory += lines
+    r.scratch = memory
+    memory += r.size * r.scratch_bytes
+    r.right = memory
+    for i in range(r.groups):
+        q = at(r.group + i * GROUP_BYTES, GROUP)
+        d = direction_of(run, i // per)
+        q.direction = d
+        q.first = i % per
+        q.every = per
+        q.lines = at_lines
+        q.stop0 = q.stop1 = 0
+        at_lines += r.width * LINE
+        if not r.backward and not at(d, DIRECTION).training:
+            q.gates = memory
+            memory += chunk_bytes(d)
+
+
+@inner
+def set_team(run, team):
+    """team: addresses of acquire, run, release, of the team itself and of `work`."""
+    r = at(run, RUN)
+    r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
+    r.work_function = get(team, 4)
+
+
+@inner
+def take_team(run, threads):
+    """Divide the work, call the team for it, and divide it again over those who came."""
+    r = at(run, RUN)
+    divide(run, threads)
+    wanted = r.size
+    r.granted = call_acquire(r.acquire, wanted, r.patience, r.team)
+    if r.granted != wanted:
+        divide(run, r.granted)
+
+
+@inner
+def on_team(run):
+    """Run; false when interrupted."""
+    r = at(run, RUN)
+    r.interrupted = 0
+    r.work = 0.0
+    call(r.run, np.int32(r.size), r.work_function, run, r.team)
+    return r.interrupted == 0
+
+
+# Calls from Python ----------------------------------------------------------------------------------------------------
+
+
+@inner
+def state_in(d, state, to):
+    """A state (B, H), contiguous, or zeros for none, into padded rows in plan order."""
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    bytes_, n = row_bytes(d), l.H * l.size
+    clear(to, q.B * bytes_)
+    if state:
+        for j in range(q.B):
+            copy(to + j * bytes_, state + get(q.order, j) * n, n)
+
+
+@inner
+def state_out(d, rows, to):
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    bytes_, n = row_bytes(d), l.H * l.size
+    for j in range(q.B):
+        copy(to + get(q.order, j) * n, rows + j * bytes_, n)
+
+
+@inner
+def carve_backward(d, memory):
+    """Running gradients and the matrices of a direction; gives what lies behind."""
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    rows = q.B * row_bytes(d)
+    q.d_h = memory
+    state_in(d, q.given_h, q.d_h)
+    memory += rows
+    if get(l.cell, STATES) == 2:
+        q.d_c = memory
+        state_in(d, q.given_c, q.d_c)
+        memory += rows
+    if get(l.cell, STAGES) == 2:
+        q.d_rh = memory
+        memory += rows
+    x = at(q.dx, MATRIX)
+    x.data = memory
+    memory += matrix_bytes(q.dx)
+    for s in range(get(l.cell, STAGES)):
+        h = q.dh1 if s else q.dh0
+        a = at(h, MATRIX)
+        a.data = memory
+        memory += matrix_bytes(h)
+    return memory
+
+
+@inner
+def open_direction(frame, i, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse):
+    """Fill a direction; the bytes that its layer wants."""
+    d = frame + AT_DIRECTION + i * DIRECTION_BYTES
+    q = at(d, DIRECTION)
+    size, bytes_ = get(kernels, 5), 0
+    if packed:
+        q.layer = packed
+        q.packed = 1
+    else:
+        q.layer = frame + AT_LAYER + i * LAYER_BYTES
+        bytes_ = lay_out(q.layer, frame + AT_MATRIX + 6 * i * MATRIX_BYTES, kernels, w_ih, w_hh, b_ih, b_hh)
+    H = at(q.layer, LAYER).H
+    q.T, q.B = shape_of(x, 0), shape_of(x, 1)
+    q.reverse = reverse
+    q.training = training
+    q.x = data_of(x)
+    q.x_t, q.x_b, q.x_i = stride_of(x, 0), stride_of(x, 1), stride_of(x, 2)
+    if shape_of(x, 2) <= 1:
+        q.x_i = size
+    q.y = data_of(y) + i * H * size
+    q.y_t, q.y_b = stride_of(y, 0), shape_of(y, 2) * size
+    q.given_h, q.given_c = data_of(h0), data_of(c0)
+    return bytes_
+
+
+def begin(
+    frame,
+    kernels,
+    team,
+    threads,
+    training,
+    x,
+    y,
+    lengths,
+    by_length,
+    persistent,
+    h_n,
+    c_n,
+    packed,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    h0,
+    c0,
+    reverse,
+    packed_2,
+    w_ih_2,
+    w_hh_2,
+    b_ih_2,
+    b_hh_2,
+    h0_2,
+    c0_2,
+    reverse_2,
+    directions,
+):
+    """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
+
+    Arrays are objects, 0 for none; packed: the address of a LAYER, else weights; persistent: memory of plan, states and
+    tape, which a tape keeps; team: see `set_team`."""
+    frame, persistent = data_of(frame), data_of(persistent)
+    clear(frame, FRAME_BYTES)
+    r = at(frame, RUN)
+    r.directions = directions
+    r.direction0, r.direction1 = frame + AT_DIRECTION, frame + AT_DIRECTION + DIRECTION_BYTES
+    set_team(frame, team)
+    need = open_direction(frame, 0, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse)
+    if directions == 2:
+        need += open_direction(
+            frame, 1, kernels, training, x, y, packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2
+        )
+    first = at(r.direction0, DIRECTION)
+    plan(r.direction0, first.T, first.B, data_of(lengths), data_of(by_length), persistent)
+    memory = (persistent + (2 * (first.T + first.B) + 1) * 8 + 63) // 64 * 64
+    cell = get(kernels, 0)
+    states, segments = get(cell, STATES), get(cell, SEGMENTS)
+    for i in range(directions):
+        d = direction_of(frame, i)
+        q = at(d, DIRECTION)
+        l = at(q.layer, LAYER)
+        if i:
+            q.order, q.length, q.active, q.offset = first.order, first.length, first.active, first.offset
+            q.steps = first.steps
+        state = q.B * l.H * l.size
+        q.out_h = data_of(h_n) + i * state
+        q.out_c = data_of(c_n) + i * state if c_n else 0
+        q.h0 = memory
+        memory += q.B * row_bytes(d)
+        state_in(d, q.given_h, q.h0)
+        if states == 2:
+            q.c0 = memory
+            memory += q.B * row_bytes(d)
+            state_in(d, q.given_c, q.c0)
+        if training:
+            rows = get(q.offset, q.steps)
+            q.gates = memory
+            memory += rows * segments * row_bytes(d)
+            q.c = memory
+            memory += rows * row_bytes(d) if states == 2 else 0
+    take_team(frame, threads)
+    more = work_bytes(frame)
+    return -1 if more < 0 else need + more + 64
+
+
+def begin_backward(
+    frame,
+    work_function,
+    threads,
+    dy,
+    dh_n,
+    dc_n,
+    dx,
+    w_ih,
+    w_hh,
+    grad_w_ih,
+    grad_w_hh,
+    grad_b_ih,
+    grad_b_hh,
+    h0,
+    c0,
+    w_ih_2,
+    w_hh_2,
+    grad_w_ih_2,
+    grad_w_hh_2,
+    grad_b_ih_2,
+    grad_b_hh_2,
+    h0_2,
+    c0_2,
+):
+    """Open a backward run on the frame of a forward one: as `begin`. dy, dh_n and dc_n are contiguous, 0 for none."""
+    frame = data_of(frame)
+    r = at(frame, RUN)
+    r.backward = 1
+    r.work_function = work_function
+    need = 0
+    for i in range(r.directions):
+        d = direction_of(frame, i)
+        q = at(d, DIRECTION)
+        l = at(q.layer, LAYER)
+        cell, size = l.cell, l.size
+        state = q.B * l.H * size
+        m = frame + AT_MATRIX + (6 * i + 3) * MATRIX_BYTES
+        q.dh0, q.dh1, q.dx = m, m + MATRIX_BYTES, m + 2 * MATRIX_BYTES
+        backward_matrix(q.dx, cell + 8 * SHARE_X, l.H, l.inputs, l.lanes)
+        a = at(q.dx, MATRIX)
+        a.w, a.ld = data_of(w_ih_2 if i else w_ih), l.inputs
+        need += matrix_bytes(q.dx) + (get(cell, STATES) + get(cell, STAGES) - 1) * q.B * row_bytes(d)
+        for s in range(get(cell, STAGES)):
+            h = q.dh1 if s else q.dh0
+            backward_matrix(h, cell + 8 * (SHARE_DH + s * SHARE_WORDS), l.H, l.H, l.lanes)
+            b = at(h, MATRIX)
+            b.w, b.ld = data_of(w_hh_2 if i else w_hh), l.H
+            need += matrix_bytes(h)
+        q.dy = data_of(dy) + i * l.H * size if dy else 0
+        q.dy_t, q.dy_b = q.B * r.directions * l.H * size, r.directions * l.H * size
+        q.given_h = data_of(dh_n) + i * state if dh_n else 0
+        q.given_c = data_of(dc_n) + i * state if dc_n else 0
+        q.grad_x, q.gx_t, q.gx_b = data_of(dx), q.B * l.inputs * size, l.inputs * size
+        q.grad_w_ih = data_of(grad_w_ih_2 if i else grad_w_ih)
+        q.grad_w_hh = data_of(grad_w_hh_2 if i else grad_w_hh)
+        q.grad_b_ih = data_of(grad_b_ih_2 if i else grad_b_ih)
+        q.grad_b_hh = data_of(grad_b_hh_2 if i else grad_b_hh)
+        q.out_h, q.out_c = data_of(h0_2 if i else h0), data_of(c0_2 if i else c0)
+    take_team(frame, threads)
+    more = work_bytes(frame)
+    return -1 if more < 0 else need + more + 64
+
+
+@inner
+def finish_forward(d):
+    """h_n, c_n, and zeros past the end of a sequence."""
+    q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    n = l.H * l.size
+    for j in range(q.B):
+        b = get(q.order, j)
+        length = get(q.length, b)
+        copy(q.out_h + b * n, y_row(d, j, length - 1), n)
+        if q.out_c:
+            copy(q.out_c + b * n, tape_c(d, j, length - 1), n)
+        for t in range(length, q.T):
+            clear(q.y + t * q.y_t + b * q.y_b, n)
+
+
+def go(frame, memory):
+    """Run what was begun, in memory of the bytes that were asked for, and let the team go; 0 when interrupted."""
+    frame, memory = data_of(frame), data_of(memory)
+    r = at(frame, RUN)
+    memory = (memory + 63) // 64 * 64
+    for i in range(r.directions):
+        d = direction_of(frame, i)
+        if r.backward:
+            memory = carve_backward(d, memory)
+        elif not at(d, DIRECTION).packed:
+            memory = carve(at(d, DIRECTION).layer, memory)
+    open_run(frame, memory)
+    r.checked = seconds()
+    done = on_team(frame)
+    call(r.release, np.int32(r.granted), r.team)
+    if not done:
+        return 0
+    for i in range(r.directions):
+        d = direction_of(frame, i)
+        q = at(d, DIRECTION)
+        if not r.backward:
+            finish_forward(d)
+        else:
+            state_out(d, q.d_h, q.out_h)
+            if q.out_c:
+                state_out(d, q.d_c, q.out_c)
+    return 1
+
+
+def give_up(frame):
+    """Let the team go: there was no memory for the run."""
+    r = at(data_of(frame), RUN)
+    call(r.release, np.int32(r.granted), r.team)
+
+
+def pack_begin(layer, kernels, w_ih, w_hh, b_ih, b_hh):
+    """Describe a layer that is to be packed; the bytes that `pack_end` wants."""
+    clear(layer, LAYER_BYTES + 3 * MATRIX_BYTES)
+    return lay_out(layer, layer + LAYER_BYTES, kernels, w_ih, w_hh, b_ih, b_hh) + 64
+
+
+def pack_end(layer, memory):
+    """Pack it."""
+    carve(layer, (memory + 63) // 64 * 64)
+    pack_layer(layer, 0, 1)
+
+
+INT = "int64"
+work_kernel = Kernel(work, "void(int64, int32)")
+work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
+begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 29)})")
+begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
+go_kernel = Kernel(go, "int64(int64, int64)")
+give_up_kernel = Kernel(give_up, "void(int64)")
+pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")
+pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
+
+# Streams: the same loop over a single step, with everything laid out beforehand -------------------------------------
+
+STREAM = np.dtype(
+    [
+        *((name, np.int64) for name in ("layers", "frames", "memory", "B", "inputs", "H", "size", "descr")),
+        *((name, np.int64) for name in ("wanted", "laid", "busy", "small")),
+        ("patience", np.float64),
+    ]
+)
+STREAM_BYTES = STREAM.itemsize
+C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
+DONE, INTERRUPTED_STEP, UNFIT, BUSY = 0, 1, 2, 3
+
+
+def open_stream(stream, team, threads, layers):
+    """Fill the frames and the states of the layers of a stream; the bytes of memory that each of its frames wants.
+
+    The frame of layer i lies at frames + i * FRAME_BYTES, and behind them all states: two of h and one of c a layer,
+    zeros. layers: addresses of packed LAYERs."""
+    q = at(stream, STREAM)
+    B, memory = q.B, q.frames + q.layers * FRAME_BYTES
+    order = memory
+    memory += (2 * (1 + B) + 1) * 8
+    need, work = 0, 0.0
+    q.patience = 0.0
+    for i in range(q.layers):
+        frame = q.frames + i * FRAME_BYTES
+        clear(frame, FRAME_BYTES)
+        r = at(frame, RUN)
+        r.directions = 1
+        d = r.direction0 = frame + AT_DIRECTION
+        set_team(frame, team)
+        p = at(d, DIRECTION)
+        p.layer, p.packed, p.T = get(layers, i), 1, 1
+        l = at(p.layer, LAYER)
+        plan(d, 1, B, 0, 0, order)
+        state = B * row_bytes(d)
+        p.x_i = l.size
+        p.x_b = l.inputs * l.size if i == 0 else at(get(layers, i - 1), LAYER).stride * l.size
+        p.y_b = row_bytes(d)
+        memory = (memory + 63) // 64 * 64
+        p.h0, p.y, p.c0 = memory, memory + state, memory + 2 * state
+        memory += (1 + get(l.cell, STATES)) * state
+        clear(p.h0, (1 + get(l.cell, STATES)) * state)
+        work += 1.0 * B * get(l.cell, GATES) * l.H * (l.H + l.inputs)
+        for count in range(1, threads + 1):
+            divide(frame, count)
+            need = max(need, work_bytes(frame))
+        q.wanted = max(q.wanted, r.size)
+        q.patience = q.patience + r.patience
+    q.laid = 0
+    q.small = 1 if work < 1e5 else 0  # a few microseconds: not worth letting the GIL go
+    return need
+
+
+@inner
+def fits(array, q, columns, more):
+    """Whether an object's array is (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
+    flags = C_CONTIGUOUS | ALIGNED | more
+    return (
+        get(array, HEAD + 5) == q.descr
+        and get(array, HEAD + 1) & 0xFFFFFFFF == 2
+        and shape_of(array, 0) == q.B
+        and shape_of(array, 1) == columns
+        and get(array, HEAD + 6) & flags == flags
+    )
+
+
+def step(stream, x, out):
+    """One step of every layer; the new state takes the place of the old one. DONE, or why not."""
+    q = at(stream, STREAM)
+    if not fits(x, q, q.inputs, 0) or not fits(out, q, q.H, WRITEABLE):
+        return UNFIT
+    if not swap(stream + BUSY_AT, 0, 1):
+        return BUSY
+    first = at(q.frames, RUN)
+    granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
+    status = DONE
+    before = data_of(x)
+    for i in range(q.layers):
+        frame = q.frames + i * FRAME_BYTES
+        r = at(frame, RUN)
+        if granted != q.laid:
+            divide(frame, granted)
+            work_bytes(frame)
+            open_run(frame, get(q.memory, i))
+        elif r.size > 1:
+            clear(r.lines, (r.groups * r.width + r.size) * LINE)
+        p = at(r.direction0, DIRECTION)
+        p.x = before
+        r.checked = NO_TIME if q.small else seconds()
+        if not on_team(frame):
+            status = INTERRUPTED_STEP
+            copy(q.frames + ERROR, frame + ERROR, 24)
+            break
+        p.h0, p.y = p.y, p.h0
+        before = p.h0
+    q.laid = granted if status == DONE else 0
+    call(first.release, np.int32(granted), first.team)
+    if status == DONE:
+        last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
+        to, n = data_of(out), q.H * q.size
+        for b in range(q.B):
+            copy(to + b * n, last.h0 + b * last.y_b, n)
+    poke(stream + BUSY_AT, 0)
+    return status
+
+
+BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
+
+
+def stream_state(stream, h, c, writing):
+    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0."""
+    q = at(stream, STREAM)
+    for i in range(q.layers):
+        d = at(q.frames + i * FRAME_BYTES, RUN).direction0
+        p = at(d, DIRECTION)
+        offset = i * q.B * q.H * q.size
+        if writing:
+            state_in(d, data_of(h) + offset if h else 0, p.h0)
+            if get(at(p.layer, LAYER).cell, STATES) == 2:
+                state_in(d, data_of(c) + offset if c else 0, p.c0)
+        else:
+            state_out(d, p.h0, data_of(h) + offset)
+            if c:
+                state_out(d, p.c0, data_of(c) + offset)
+
+
+open_stream_kernel = Kernel(open_stream, f"int64({', '.join([INT] * 4)})")
+step_kernel = Kernel(step, "int64(int64, int64, int64)")
+small_step_kernel = Kernel(step, "int64(int64, int64, int64)", nogil=False)
+stream_state_kernel = Kernel(stream_state, f"void({', '.join([INT] * 4)})")

@@ -1,0 +1,212 @@
+"""What is the Numba backend's own: the bits of the compiled one, its cache, messages and team, cells in users' code.
+
+All else is in the other files, which run over it as over every backend. What changes a process runs in one of its own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import CELLS, DTYPES, Case, assert_same, forward, problem, run
+
+import fusedrnn as fr
+
+numba = pytest.importorskip("numba")
+nb = pytest.importorskip("fusedrnn.numba")
+
+HERE = Path(__file__).parent
+SIZES = (
+    (7, 3, 5, 9, "any", "both"),
+    (5, 33, 17, 65, "none", "reverse"),
+    (90, 7, 12, 20, "zeros", "both"),
+    (4, 2, 40, 257, "none", "both"),
+    (3, 24, 10, 300, "none", "forward"),
+    (40, 16, 8, 24, "any", "forward"),
+)
+WITHOUT_CORE = "import sys; sys.modules['fusedrnn._core'] = None\n"
+
+
+def python(code: str, **environment: str) -> str:
+    """What code prints in an interpreter of its own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("FUSEDRNN_")}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(Path(fr.__file__).parents[1]), env.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_bits_of_the_compiled_backend(cell, dtype, core):
+    """Outputs and gradients, in whatever instruction set has fused multiply-adds."""
+    if core.isa() == "baseline":
+        pytest.skip("no fused multiply-add here")
+    for T, B, I, H, lengths, directions in SIZES:
+        p = problem(Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions))
+        assert_same(run(nb, p), run(core, p))
+        assert_same(forward(nb, p)[0], forward(core, p)[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_activations_of_the_compiled_backend(dtype, core):
+    x = np.random.default_rng(0).standard_normal(100_003).astype(dtype) * 20
+    x[:9] = 0, -0.0, np.nan, np.inf, -np.inf, 1e-30, -1e-30, 200, -200
+    for name in ("sigmoid", "tanh"):
+        assert np.array_equal(getattr(nb, name)(x), getattr(core, name)(x), equal_nan=True)
+
+
+def test_a_wrong_kernel_is_seen(core, monkeypatch):
+    """A mutant: the description of a GRU whose gradients of r and z are swapped."""
+    from fusedrnn.numba import sequence
+
+    p = problem(Case("gru", lengths="any"))
+    assert_same(run(nb, p), run(core, p))
+    description = sequence.CELL["gru"]
+    monkeypatch.setitem(sequence.CELL, "gru", description)
+    where = slice(sequence.OF_X, sequence.OF_X + 2)
+    right = description[where].copy()
+    description[where] = right[::-1]
+    try:
+        with pytest.raises(AssertionError):
+            assert_same(run(nb, p), run(core, p))
+    finally:
+        description[where] = right
+
+
+TEAM = """
+import os, threading
+import numpy as np
+import fusedrnn as fr
+from fusedrnn import numba as nb
+from cases import *
+
+problems = [problem(Case(cell, T=9, B=24, I=10, H=200)) for cell in ("lstm", "gru")]
+fr.set_num_threads(1)
+want = [run(nb, p) for p in problems]
+fr.set_num_threads(3)
+
+def work():
+    for _ in range(20):
+        for p, w in zip(problems, want):
+            assert_same(run(nb, p), w)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+child = os.fork()
+if child == 0:
+    try: work()
+    except BaseException: os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+work()
+print("done")
+"""
+
+
+@pytest.mark.parametrize("team", ["compiled", "own"])
+def test_python_threads_at_once_and_a_fork(team):
+    """On the team of the extension and on one's own; Numba's workqueue layer would abort at the second thread."""
+    code = (WITHOUT_CORE if team == "own" else "") + TEAM
+    assert "done" in python(code, NUMBA_THREADING_LAYER="workqueue")
+
+
+def test_without_the_extension_numba_is_the_default():
+    code = "import fusedrnn as fr; print(fr.backends.get().name, fr.show_config('dicts')['backends']['in use'])"
+    assert python(WITHOUT_CORE + code).split() == ["numba", "numba"]
+
+
+def test_without_numba():
+    code = "import sys; sys.modules['numba'] = None\nimport fusedrnn as fr\nprint(fr.backends.available())\n"
+    code += "try: import fusedrnn.numba\nexcept ImportError as error: print(error)\n"
+    code += "try: fr.use_backend('numba')\nexcept ImportError as error: print(error)\n"
+    found = python(code)
+    assert "'numba'" not in found.splitlines()[0]
+    assert found.count("pip install fusedrnn[numba]") == 2
+
+
+def test_importing_fusedrnn_does_not_import_numba():
+    assert (
+        python("import sys, fusedrnn as fr; fr.RNN(1, 1); print('numba' in sys.modules)", FUSEDRNN_BACKEND="reference")
+        == "False\n"
+    )
+
+
+def test_the_cache_and_the_messages(tmp_path):
+    """The second process compiles nothing; the first one says that it does."""
+    code = "import logging; logging.basicConfig(level='INFO')\nfrom fusedrnn import numba as nb\n"
+    code += "nb.compile(['rnn_relu'], ['f4'])\n"
+    first = python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    assert "compiling takes some seconds, once" in first
+    assert "compiled work in" in first
+    assert "rnn_relu float32 is ready" in first
+    assert "compiled work in" not in python(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+# Cells in users' code ------------------------------------------------------------------------------------------------
+
+G = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def weights_of(cell, I, H, dtype, rng):
+    shapes = ((G[cell] * H, I), (G[cell] * H, H), (G[cell] * H,), (G[cell] * H,))
+    return [rng.uniform(-0.5, 0.5, shape).astype(dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", G)
+def test_sequences_in_jitted_code(cell, dtype):
+    """The bits of the layer, for one sequence and for a batch of several tiles; the state is the last."""
+    rng = np.random.default_rng(0)
+    pack, sequence = getattr(nb, f"{cell}_weights"), getattr(nb, f"{cell}_sequence")
+    for T, B, I, H in ((6, 1, 3, 5), (5, 7, 20, 33), (4, 13, 64, 64)):
+        given = weights_of(cell, I, H, dtype, rng)
+        x = rng.standard_normal((T, B, I)).astype(dtype)
+        want = getattr(fr, f"{cell}_forward")(x, *given, backend="numba")
+        y, h, c = np.empty((T, B, H), dtype), np.zeros((B, H), dtype), np.zeros((B, H), dtype)
+        sequence(pack(*given), x, *((h, c) if cell == "lstm" else (h,)), y)
+        assert np.array_equal(y, want[0])
+        assert np.array_equal(h, want[1])
+        y, h, c = np.empty((T, H), dtype), np.zeros(H, dtype), np.zeros(H, dtype)
+        sequence(pack(*given), x[:, 0].copy(), *((h, c) if cell == "lstm" else (h,)), y)
+        assert np.array_equal(y, want[0][:, 0])
+
+
+@numba.njit(parallel=True)
+def all_at_once(weights, x, h, c, y):
+    for n in numba.prange(x.shape[0]):
+        nb.lstm_sequence(weights, x[n], h[n], c[n], y[n])
+
+
+def test_an_outer_prange():
+    rng, I, H = np.random.default_rng(0), 5, 17
+    given = weights_of("lstm", I, H, "float32", rng)
+    x = rng.standard_normal((50, 9, I)).astype(np.float32)
+    y, h, c = np.empty((50, 9, H), np.float32), np.zeros((50, H), np.float32), np.zeros((50, H), np.float32)
+    all_at_once(nb.lstm_weights(*given), x, h, c, y)
+    assert np.array_equal(y, fr.lstm_forward(x.transpose(1, 0, 2), *given, backend="numba")[0].transpose(1, 0, 2))
+
+
+def test_what_does_not_fit_is_refused():
+    rng = np.random.default_rng(0)
+    given = weights_of("rnn", 3, 5, "float32", rng)
+    packed, x, h = nb.rnn_weights(*given), np.zeros(3, np.float32), np.zeros(5, np.float32)
+    nb.rnn_step(packed, x, h)
+    with pytest.raises(ValueError, match="x: its last axis"):
+        nb.rnn_step(packed, np.zeros(4, np.float32), h)
+    with pytest.raises(ValueError, match="h: its last axis"):
+        nb.rnn_step(packed, x, np.zeros(6, np.float32))
+    with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu'"):
+        nb.rnn_weights(*given, nonlinearity="step")
+    with pytest.raises(ValueError, match="w_ih: expected shape"):
+        nb.lstm_weights(*given)
+
+
+def test_the_example(capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE.parent / "examples"))
+    example = pytest.importorskip("numba_simulation")
+    assert example.main(["--carts", "20", "--steps", "30"]) < 1e-4
+    assert "Numba" in capsys.readouterr().out
