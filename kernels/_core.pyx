@@ -106,7 +106,7 @@ describe(GRU_RESET_BEFORE, 4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)],
 
 cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
-    LEFT_DEPTH = 512        # rows of the tape that one block of dW sums: half the traffic of dW at 256, 4 % of a step at H = 1024
+    LEFT_DEPTH = 512        # rows of the tape that one block of dW sums: half the traffic of dW at 256
     LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
