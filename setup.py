@@ -2,8 +2,9 @@
 
 Two environment variables choose how it is built, and neither is needed for an ordinary installation:
 FUSEDRNN_BUILD=release|debug|sanitize|coverage (default release), and FUSEDRNN_NO_EXTENSION=1 for a package of pure
-Python, which needs no compiler and offers the Numba backend where Numba is installed, and the reference. The code is never tuned to the machine that compiles it (no -march):
-each instruction set has a file of its own under kernels/isa, and the choice is made at run time.
+Python, which needs no compiler and offers the Numba backend where Numba is installed, and the reference. The code is
+never tuned to the machine that compiles it (no -march): each instruction set has a file of its own under kernels/isa,
+and the choice is made at run time.
 """
 
 import os

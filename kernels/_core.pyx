@@ -18,8 +18,9 @@ import numpy
 
 from tiles cimport (
     CELLS, GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
-    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, fp_now, fp_restore, fp_state,
-    pack_t, pointwise_fn, pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run, team_turn, tiles_t,
+    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, fp_now, fp_restore,
+    fp_state, pack_t, pointwise_fn, pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run,
+    team_turn, tiles_t,
 )
 
 np.import_array()
@@ -962,8 +963,8 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 grad = d.grad_w_hh if which else d.grad_w_ih
                 bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
                 if segment != packed_segment:
-                    l.tiles.pack_left(k.buffer, sixes_apart, d.gates + (row0 * ld + segment * l.stride + u0) * size, ld, depth,
-                                      u1 - u0, bias)
+                    l.tiles.pack_left(k.buffer, sixes_apart, d.gates + (row0 * ld + segment * l.stride + u0) * size,
+                                      ld, depth, u1 - u0, bias)
                     packed_segment = segment
                 else:
                     memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
