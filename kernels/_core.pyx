@@ -127,6 +127,7 @@ cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter.
 cdef double COST_BARRIER = 350, COST_CALL = 2000
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
+cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -1127,7 +1128,8 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
     cdef double arithmetic = rows * columns * (l.H + l.inputs) * size / 4 / RATE_FMA
     cdef double pointwise = rows * columns * size / 4 * .3
-    return max(arithmetic, weights / rate) + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+    cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
+    return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
 
 
 cdef void divide(Run *run, int wanted):
