@@ -15,6 +15,9 @@ static const double WAKE_SECONDS = 200e-6;
 /* Longer than a worker that spins needs to answer. */
 static const double LATE_SECONDS = 10e-6;
 
+/* Who would wait this long has so much work that a crowd is no reason to do it alone. */
+static const double LONG_PATIENCE = 900e-6;
+
 /* A worker's life: IDLE, then CALLED by the caller, then PRESENT by its own hand (or IDLE again: the caller went without
  * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go. */
 enum { IDLE, CALLED, PRESENT, GO };
@@ -123,7 +126,7 @@ int team_acquire(int wanted, double patience) {
     if (team.size + 1 < wanted) wanted = team.size + 1;
     const double now = cpu_seconds(), deadline = now + patience;
     int granted = 1;
-    if (now < team.crowded_until) wanted = 1;
+    if (now < team.crowded_until && patience < LONG_PATIENCE) wanted = 1;
     for (int i = 1; i < wanted; i++) {
         worker *w = &team.at[i];
         set_state(w, CALLED);
