@@ -390,11 +390,12 @@ def page(run: Row, peers: Row | None, rows: list[Row], pictures: str) -> str:
     parts = [described(run, peers)]
 
     def add(title: str, table: str, picture: str = "") -> None:
+        if table.count("\n") == 1:  # a head and nothing below: this was not part of the run
+            return
         parts.append(f"### {title}")
         if picture:
             parts.append(f"![{title}]({pictures}/{picture}.svg)")
-        if table.count("\n") > 1:
-            parts.append(table)
+        parts.append(table)
 
     if "limits" in run["machine_info"]:
         add("The limits when the run began", limits(run["machine_info"]))
@@ -444,7 +445,12 @@ def main(arguments: list[str]) -> None:
     run = json.loads(options.bench.read_text(encoding="utf-8"))
     peers = json.loads(options.peers.read_text(encoding="utf-8")) if options.peers else None
     rows = [{"name": b["name"], "group": b["group"], **b["extra_info"]} for b in run["benchmarks"]]
-    pictures = {"scaling": lambda: draw_scaling(rows), "latency": lambda: draw_latency(rows)}
+    groups = {row["group"] for row in rows}
+    pictures = {}
+    if "scaling" in groups:
+        pictures["scaling"] = lambda: draw_scaling(rows)
+    if "streams" in groups:
+        pictures["latency"] = lambda: draw_latency(rows)
     if peers:
         results = peers["results"]
         at = Limits(**run["machine_info"]["limits"]["float32"])
