@@ -166,9 +166,7 @@ def forward(
     lstm = cell == "lstm"
     y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
     c_n = np.empty((D, B, H), dtype) if lstm else None
-    by_length, rows = None, T * B
-    if lengths is not None:
-        by_length, rows = np.argsort(-lengths, kind="stable"), int(lengths.sum())
+    rows = T * B if lengths is None else int(lengths.sum())
     tape_rows = rows * (segments + lstm) if training else 0
     row = (H * dtype.itemsize + 128) * D  # a segment: padded
     persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
@@ -182,7 +180,6 @@ def forward(
         id(x),
         id(y),
         _id(lengths),
-        _id(by_length),
         id(persistent),
         id(h_n),
         _id(c_n),

@@ -21,7 +21,10 @@ __all__ = [
     "cond_signal",
     "cond_wait",
     "copy",
+    "count",
     "flush_denormals",
+    "fp_now",
+    "fp_restore",
     "get",
     "mutex_init",
     "mutex_lock",
@@ -30,7 +33,6 @@ __all__ = [
     "poke",
     "put",
     "relax",
-    "restore_denormals",
     "seconds",
     "signals",
     "stack",
@@ -182,6 +184,16 @@ def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
     return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
+@emitted
+def count(typing: Any, address: Any) -> Any:
+    """Add 1; what was there before. Orders nothing else."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, values[0]), I64(1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
 # The CPU and the system ----------------------------------------------------------------------------------------------
 
 
@@ -315,40 +327,56 @@ def _assembly(builder: Any, text: str, constraints: str, result: Any, args: Any)
     return builder.asm(t, text, constraints, args, True)
 
 
+def _mxcsr(builder: Any, name: str, slot: Any) -> None:
+    p = builder.bitcast(slot, I8.as_pointer())
+    builder.call(_external(builder, f"llvm.x86.sse.{name}", ir.VoidType(), p), [p])
+
+
+def _fp_now(builder: Any) -> Any:
+    if X86:
+        slot = cgutils.alloca_once(builder, I32)
+        _mxcsr(builder, "stmxcsr", slot)
+        return builder.zext(builder.load(slot), I64)
+    return _assembly(builder, "mrs $0, fpcr", "=r", I64, []) if ARM else I64(0)
+
+
+def _fp_restore(builder: Any, state: Any) -> None:
+    if X86:
+        slot = cgutils.alloca_once(builder, I32)
+        builder.store(builder.trunc(state, I32), slot)
+        _mxcsr(builder, "ldmxcsr", slot)
+    elif ARM:
+        _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [state])
+
+
+FLUSH = 0x8040 if X86 else 1 << 24
+"""FTZ and DAZ; FZ."""
+
+
+@emitted
+def fp_now(typing: Any) -> Any:
+    """The thread's floating-point state."""
+    return types.int64(), lambda context, builder, signature, values: _fp_now(builder)
+
+
 @emitted
 def flush_denormals(typing: Any) -> Any:
-    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives what was in force before."""
+    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives the state before."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if X86:
-            slot = cgutils.alloca_once(builder, I32)
-            p = builder.bitcast(slot, I8.as_pointer())
-            builder.call(_external(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), p), [p])
-            before = builder.load(slot)
-            builder.store(builder.or_(before, I32(0x8040)), slot)  # FTZ and DAZ
-            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
-            return builder.zext(before, I64)
-        if ARM:
-            before = _assembly(builder, "mrs $0, fpcr", "=r", I64, [])
-            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [builder.or_(before, I64(1 << 24))])
-            return before
-        return I64(0)
+        before = _fp_now(builder)
+        _fp_restore(builder, builder.or_(before, I64(FLUSH)))
+        return before
 
     return types.int64(), codegen
 
 
 @emitted
-def restore_denormals(typing: Any, before: Any) -> Any:
+def fp_restore(typing: Any, state: Any) -> Any:
     """Undo `flush_denormals`."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if X86:
-            slot = cgutils.alloca_once(builder, I32)
-            p = builder.bitcast(slot, I8.as_pointer())
-            builder.store(builder.trunc(values[0], I32), slot)
-            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
-        elif ARM:
-            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), values)
+        _fp_restore(builder, values[0])
         return _void(context)
 
     return types.void(types.int64), codegen
