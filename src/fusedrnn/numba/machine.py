@@ -16,6 +16,8 @@ __all__ = [
     "at",
     "call",
     "call_acquire",
+    "call_nothing",
+    "call_python",
     "clear",
     "cond_init",
     "cond_signal",
@@ -26,18 +28,24 @@ __all__ = [
     "fp_now",
     "fp_restore",
     "get",
+    "integer",
     "mutex_init",
     "mutex_lock",
     "mutex_unlock",
     "peek",
     "poke",
     "put",
+    "raise_again",
     "relax",
+    "released",
+    "retaken",
+    "share",
     "seconds",
     "signals",
     "stack",
     "swap",
     "thread_create",
+    "unshare",
     "yield_cpu",
 ]
 
@@ -398,3 +406,31 @@ def signals(typing: Any, error: Any) -> Any:
         return raised
 
     return types.boolean(types.int64), codegen
+
+
+# Python's own functions, with the GIL held ---------------------------------------------------------------------------
+
+
+def _python(name: str, gives: bool, n: int) -> Any:
+    """Make the intrinsic of a function of n words that gives a word or nothing."""
+
+    @emitted
+    def function(typing: Any, *args: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            words = [builder.extract_value(values[0], i) for i in range(n)]
+            found = builder.call(_external(builder, name, I64 if gives else ir.VoidType(), *words), words)
+            return found if gives else _void(context)
+
+        return (types.int64 if gives else types.void)(types.StarArgTuple([types.int64] * n)), codegen
+
+    return function
+
+
+call_nothing = _python("PyObject_CallNoArgs", True, 1)
+call_python = _python("PyObject_Vectorcall", True, 4)
+integer = _python("PyLong_AsLong", True, 1)
+raise_again = _python("PyErr_Restore", False, 3)
+released = _python("PyEval_SaveThread", True, 0)
+retaken = _python("PyEval_RestoreThread", False, 1)
+share = _python("Py_IncRef", False, 1)
+unshare = _python("Py_DecRef", False, 1)

@@ -15,19 +15,27 @@ from fusedrnn.numba.machine import (
     at,
     call,
     call_acquire,
+    call_nothing,
+    call_python,
     clear,
     copy,
     count,
     fp_now,
     fp_restore,
     get,
+    integer,
     peek,
     poke,
     put,
+    raise_again,
+    released,
+    retaken,
     seconds,
+    share,
     signals,
     stack,
     swap,
+    unshare,
 )
 from fusedrnn.numba.team import spin
 from fusedrnn.numba.tile import LEFT, PACK, PANEL, POINTWISE, PRODUCT, record
@@ -178,7 +186,8 @@ def padded(n, size):
 # An array comes as the address of its Python object, whose layout NumPy's C interface fixes: far faster than
 # Numba's own way, and an array of any strides has the same type. ----------------------------------------------------
 
-HEAD = object.__basicsize__ // 8
+HEAD = object.__basicsize__ // 8  # words; the last is the type
+ITEMS = tuple.__basicsize__ // 8  # where a tuple's items begin
 
 
 @inner
@@ -1533,13 +1542,16 @@ pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
 STREAM = np.dtype(
     [
         *((name, np.int64) for name in ("layers", "frames", "memory", "B", "inputs", "H", "size", "descr")),
-        *((name, np.int64) for name in ("wanted", "laid", "busy", "small")),
+        *((name, np.int64) for name in ("array", "none", "name", "wanted", "laid", "busy", "small")),
+        # halfway: the last step was interrupted, some layers are a step ahead of the others. asked: threads when the
+        # work was divided. status: of the last step
+        *((name, np.int64) for name in ("halfway", "asked", "status")),
         ("patience", np.float64),
     ]
 )
 STREAM_BYTES = STREAM.itemsize
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
-DONE, INTERRUPTED_STEP, UNFIT, BUSY = 0, 1, 2, 3
+DONE, INTERRUPTED_STEP, UNFIT, BUSY, HALFWAY, DIVIDED_FOR_OTHERS = range(6)
 
 
 def open_stream(stream, team, threads, layers):
@@ -1552,6 +1564,8 @@ def open_stream(stream, team, threads, layers):
     order = memory
     memory += (2 * (1 + B) + 1) * 8
     need, work = 0, 0.0
+    q.asked = threads
+    q.wanted = 0
     q.patience = 0.0
     for i in range(q.layers):
         frame = q.frames + i * FRAME_BYTES
@@ -1585,10 +1599,11 @@ def open_stream(stream, team, threads, layers):
 
 @inner
 def fits(array, q, columns, more):
-    """Whether an object's array is (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
+    """Whether an object is an array (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
     flags = C_CONTIGUOUS | ALIGNED | more
     return (
-        get(array, HEAD + 5) == q.descr
+        get(array, HEAD - 1) == q.array
+        and get(array, HEAD + 5) == q.descr
         and get(array, HEAD + 1) & 0xFFFFFFFF == 2
         and shape_of(array, 0) == q.B
         and shape_of(array, 1) == columns
@@ -1596,13 +1611,16 @@ def fits(array, q, columns, more):
     )
 
 
+@inner
 def step(stream, x, out):
     """One step of every layer; the new state takes the place of the old one. DONE, or why not."""
     q = at(stream, STREAM)
-    if not fits(x, q, q.inputs, 0) or not fits(out, q, q.H, WRITEABLE):
-        return UNFIT
     if not swap(stream + BUSY_AT, 0, 1):
         return BUSY
+    if q.halfway:
+        poke(stream + BUSY_AT, 0)
+        return HALFWAY
+    thread = 0 if q.small else released()
     first = at(q.frames, RUN)
     granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
     status = DONE
@@ -1626,22 +1644,78 @@ def step(stream, x, out):
         p.h0, p.y = p.y, p.h0
         before = p.h0
     q.laid = granted if status == DONE else 0
+    q.halfway = 0 if status == DONE else 1
     call(first.release, np.int32(granted), first.team)
     if status == DONE:
         last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
         to, n = data_of(out), q.H * q.size
         for b in range(q.B):
             copy(to + b * n, last.h0 + b * last.y_b, n)
+    if thread:
+        retaken(thread)
     poke(stream + BUSY_AT, 0)
     return status
+
+
+@inner
+def try_step(stream, make, threads, x, out):
+    """What `step_method` returns, 0 for an exception; or -1, why in `status`."""
+    q = at(stream, STREAM)
+    number = call_nothing(threads)
+    if number == 0:
+        return 0
+    q.status = DIVIDED_FOR_OTHERS if integer(number) != q.asked else DONE
+    unshare(number)
+    if q.status == DONE and not fits(x, q, q.inputs, 0):
+        q.status = UNFIT
+    if q.status != DONE:
+        return -1
+    if out == 0 or out == q.none:
+        out = call_nothing(make)
+        if out == 0:
+            return 0
+    else:
+        share(out)
+    status = step(stream, x, out) if fits(out, q, q.H, WRITEABLE) else UNFIT
+    if status == DONE:
+        return out
+    unshare(out)
+    if status == INTERRUPTED_STEP:
+        at_error = q.frames + ERROR
+        raise_again(get(at_error, 0), get(at_error, 1), get(at_error, 2))
+        return 0
+    q.status = status
+    return -1
+
+
+def step_method(self, args, given, names):
+    """`step(x_t, out=None)` as CPython calls a built-in function: with an array of arguments, the named ones last.
+
+    self: (the STREAM, what makes an array for the result, what does all that is not done here, get_num_threads)."""
+    named = 0
+    if names and get(names, HEAD) == 1 and get(names, ITEMS) == at(data_of(get(self, ITEMS)), STREAM).name:
+        named = 1
+    if given >= 1 and given + named <= 2 and (named or not names):
+        out = get(args, 1) if given + named == 2 else 0
+        found = try_step(data_of(get(self, ITEMS)), get(self, ITEMS + 1), get(self, ITEMS + 3), get(args, 0), out)
+        if found != -1:
+            return found
+    else:
+        at(data_of(get(self, ITEMS)), STREAM).status = UNFIT
+    return call_python(get(self, ITEMS + 2), args, given, names)
 
 
 BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
 
 
 def stream_state(stream, h, c, writing):
-    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0."""
+    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0.
+    False where a step is under way."""
     q = at(stream, STREAM)
+    if not swap(stream + BUSY_AT, 0, 1):
+        return False
+    if writing:
+        q.halfway = 0
     for i in range(q.layers):
         d = at(q.frames + i * FRAME_BYTES, RUN).direction0
         p = at(d, DIRECTION)
@@ -1654,9 +1728,10 @@ def stream_state(stream, h, c, writing):
             state_out(d, p.h0, data_of(h) + offset)
             if c:
                 state_out(d, p.c0, data_of(c) + offset)
+    poke(stream + BUSY_AT, 0)
+    return True
 
 
 open_stream_kernel = Kernel(open_stream, f"int64({', '.join([INT] * 4)})")
-step_kernel = Kernel(step, "int64(int64, int64, int64)")
-small_step_kernel = Kernel(step, "int64(int64, int64, int64)", nogil=False)
-stream_state_kernel = Kernel(stream_state, f"void({', '.join([INT] * 4)})")
+step_method_kernel = Kernel(step_method, f"int64({', '.join([INT] * 4)})")
+stream_state_kernel = Kernel(stream_state, f"boolean({', '.join([INT] * 4)})")
