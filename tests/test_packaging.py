@@ -178,7 +178,7 @@ def test_pure_python_wheel(distributions, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", "[numba]"])
 def test_sdist_without_a_compiler(distributions, extra, tmp_path):
-    """FUSEDRNN_NO_EXTENSION=1 in an empty environment: Numba is the default where it is installed, else the reference."""
+    """FUSEDRNN_NO_EXTENSION=1, an empty environment: the default is Numba where it is installed, else the reference."""
     venv.create(tmp_path / "venv", with_pip=True)
     inside = tmp_path / "venv/bin/python"
     environment = {"FUSEDRNN_NO_EXTENSION": "1"}

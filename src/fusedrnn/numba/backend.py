@@ -339,9 +339,7 @@ class Stream:
         """Lay everything out for the present number of threads; the states become zeros."""
         frames, places = self._kept[:2]
         addresses = np.array([p.address for p in self._layers], np.int64)
-        need = sequence.open_stream_kernel.call(
-            self._address, self._team, number_of_threads(), addresses.ctypes.data
-        )
+        need = sequence.open_stream_kernel.call(self._address, self._team, number_of_threads(), addresses.ctypes.data)
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
         work = [memory(need) for _ in self._layers]

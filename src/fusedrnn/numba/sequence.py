@@ -1587,8 +1587,8 @@ def open_stream(stream, team, threads, layers):
         memory += (1 + get(l.cell, STATES)) * state
         clear(p.h0, (1 + get(l.cell, STATES)) * state)
         work += 1.0 * B * get(l.cell, GATES) * l.H * (l.H + l.inputs)
-        for count in range(1, threads + 1):
-            divide(frame, count)
+        for number in range(1, threads + 1):
+            divide(frame, number)
             need = max(need, work_bytes(frame))
         q.wanted = max(q.wanted, r.size)
         q.patience = q.patience + r.patience
