@@ -4,6 +4,7 @@ All else is in the other files, which run over it as over every backend. What ch
 """
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,91 @@ def test_the_cache_and_the_messages(tmp_path):
     assert "compiled work in" in first
     assert "rnn_relu float32 is ready" in first
     assert "compiled work in" not in python(code, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"}
+
+
+def test_avx2_has_the_bits_of_avx2(core, tmp_path):
+    """On 16 registers: other tiles, panels of four worked off as two halves."""
+    if "avx2" not in core.available_isas():
+        pytest.skip("this CPU does not run avx2")
+    code = (
+        "from cases import *\nfrom fusedrnn import numba as nb, _core as core\n"
+        "from fusedrnn.numba.jit import VECTOR_BYTES\n"
+        "assert (VECTOR_BYTES, core.isa()) == (32, 'avx2')\n"
+        "for cell, dtype in (('lstm', 'float32'), ('gru_reset_before', 'float64')):\n"
+        "    for T, B, I, H, lengths, directions in ((7, 3, 5, 9, 'any', 'both'), (40, 16, 8, 24, 'any', 'forward'),\n"
+        "                                            (3, 24, 10, 300, 'none', 'forward')):\n"
+        "        p = problem(Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions))\n"
+        "        assert_same(run(nb, p), run(core, p))\n"
+        "print('same')\n"
+    )
+    assert "same" in python(code, **AVX2, FUSEDRNN_ISA="avx2", NUMBA_CACHE_DIR=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}, "fused multiply-adds"),
+        ({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set"),
+    ],
+)
+def test_what_cannot_work_is_refused(environment, said):
+    if "NUMBA_CPU_NAME" in environment and platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("a setting of x86")
+    code = "try: import fusedrnn.numba\nexcept ImportError as error: print(error)"
+    assert said in python(code, **environment)
+
+
+SIGNALS = """
+import signal
+import numpy as np, fusedrnn as fr
+from fusedrnn import numba as nb
+fr.set_num_threads(2)
+rng = np.random.default_rng(0)
+B, H = 512, 256
+weights = [rng.uniform(-0.1, 0.1, s).astype("f") for s in ((4 * H, H), (4 * H, H))] + [None, None]
+x = rng.standard_normal((40, B, H)).astype("f")
+def forward(training=False): return nb.forward("lstm", x, ((weights, None, None, False),), None, training)
+want = forward()[0]
+*_, tape = forward(True)
+gradient = nb.backward(tape, want, None, None)[0]
+def every(handler, seconds):
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+seen = []
+every(lambda *_: seen.append(np.float32(1e-40) * np.float32(1) != 0), 0.01)
+while not seen: assert np.array_equal(forward()[0], want)
+every(signal.SIG_IGN, 0)
+assert all(seen), "denormals are flushed inside the handler"
+def interrupted(call):
+    every(signal.default_int_handler, 0.2)
+    try:
+        while True: call()
+    except KeyboardInterrupt: pass
+    finally: every(signal.SIG_IGN, 0)
+    assert np.float32(1e-40) * np.float32(1) != 0
+interrupted(forward)
+assert np.array_equal(forward()[0], want)
+def backward(): nb.backward(forward(True)[3], want, None, None)
+interrupted(backward)
+assert np.array_equal(nb.backward(forward(True)[3], want, None, None)[0], gradient)
+stream = nb.stream((nb.pack("lstm", *weights),) * 4, B)
+first = stream.step(x[0])
+interrupted(lambda: stream.step(x[0]))
+try: stream.step(x[0])
+except RuntimeError as error: assert "interrupted" in str(error)
+stream.reset()
+assert np.array_equal(stream.step(x[0]), first)
+print("done")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
+def test_signals_in_a_call():
+    """Handlers run with the caller's floating-point state; Ctrl-C ends a call, and all can be used afterwards."""
+    assert "done" in python(SIGNALS)
 
 
 # Cells in users' code ------------------------------------------------------------------------------------------------

@@ -173,3 +173,21 @@ def test_pure_python_wheel(distributions, tmp_path):
     assert {name for name in full if name.startswith("fusedrnn/") and Path(name).suffix not in COMPILED} == {
         name for name in names if name.startswith("fusedrnn/")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", ["", "[numba]"])
+def test_sdist_without_a_compiler(distributions, extra, tmp_path):
+    """FUSEDRNN_NO_EXTENSION=1, an empty environment: the default is Numba where it is installed, else the reference."""
+    venv.create(tmp_path / "venv", with_pip=True)
+    inside = tmp_path / "venv/bin/python"
+    environment = {"FUSEDRNN_NO_EXTENSION": "1"}
+    python("-m", "pip", "install", "--quiet", f"{distributions[0]}{extra}", executable=inside, env=environment)
+    want = "numba" if extra else "reference"
+    script = (
+        "import fusedrnn as fr, numpy as np\n"
+        f"assert fr.backends.get().name == {want!r} == fr.show_config('dicts')['backends']['in use']\n"
+        "y, _ = fr.GRU(3, 5, rng=0)(np.ones((4, 2, 3), np.float32))\n"
+        "assert y.shape == (4, 2, 5)\n"
+    )
+    python("-I", "-c", script, executable=inside, cwd=tmp_path)

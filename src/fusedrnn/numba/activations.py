@@ -3,7 +3,7 @@ give the same bits. What they promise, and where the constants come from, stands
 """
 
 from fusedrnn.numba.jit import inner
-from fusedrnn.numba.machine import flush_denormals, restore_denormals
+from fusedrnn.numba.machine import flush_denormals, fp_restore
 from fusedrnn.numba.vec import (
     by_dtype,
     fma,
@@ -76,7 +76,7 @@ def sigmoid_array(x, y, n, like):
     before = flush_denormals()
     for i in range(0, n, lanes(like)):
         store_upto(y, i, sigmoid(load_upto(x, i, n - i, like)), n - i)
-    restore_denormals(before)
+    fp_restore(before)
 
 
 def tanh_array(x, y, n, like):
@@ -84,4 +84,4 @@ def tanh_array(x, y, n, like):
     before = flush_denormals()
     for i in range(0, n, lanes(like)):
         store_upto(y, i, tanh(load_upto(x, i, n - i, like)), n - i)
-    restore_denormals(before)
+    fp_restore(before)

@@ -5,6 +5,7 @@ keeps alive what lies there. Arguments come checked.
 import ctypes
 import functools
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -35,11 +36,28 @@ POINTWISE: Final = {
 }
 
 
+_spares: Final[dict[int, Array]] = {}
+SPARES, SPARE_LEAST, SPARE_MOST = 3, 1 << 18, 40 << 20
+"""Blocks kept for the next call, and the bytes of one; the reasons stand in _core.pyx."""
+
+
 def memory(size: int) -> Array:
     """Memory that holds no Python object."""
     if size > 1 << 62:
         raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
+    if size >= SPARE_LEAST // 2:
+        for key, block in tuple(_spares.items()):
+            if size <= len(block) <= 2 * size and _spares.pop(key, None) is not None:  # another thread may be faster
+                return block
     return np.empty(size, np.uint8)
+
+
+def spare(block: Array) -> None:
+    """Keep memory that is done with, if it is worth it, for whoever comes next."""
+    if SPARE_LEAST <= len(block) <= SPARE_MOST:
+        _spares[id(block)] = block
+        if len(_spares) > SPARES:
+            _spares.pop(min(tuple(_spares.items()), key=lambda item: len(item[1]))[0], None)
 
 
 @functools.cache
@@ -166,9 +184,7 @@ def forward(
     lstm = cell == "lstm"
     y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
     c_n = np.empty((D, B, H), dtype) if lstm else None
-    by_length, rows = None, T * B
-    if lengths is not None:
-        by_length, rows = np.argsort(-lengths, kind="stable"), int(lengths.sum())
+    rows = T * B if lengths is None else int(lengths.sum())
     tape_rows = rows * (segments + lstm) if training else 0
     row = (H * dtype.itemsize + 128) * D  # a segment: padded
     persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
@@ -182,7 +198,6 @@ def forward(
         id(x),
         id(y),
         _id(lengths),
-        _id(by_length),
         id(persistent),
         id(h_n),
         _id(c_n),
@@ -191,6 +206,7 @@ def forward(
     )
     _run(frame, needed)
     if not training:
+        spare(persistent)
         return y, h_n, c_n, None
     tape = Tape()
     tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, frame, persistent, x, y
@@ -210,7 +226,9 @@ def _run(frame: Array, needed: int) -> None:
     except BaseException:
         sequence.give_up_kernel.call(id(frame))
         raise
-    if not sequence.go_kernel.call(id(frame), id(work)):
+    done = sequence.go_kernel.call(id(frame), id(work))
+    spare(work)
+    if not done:
         raise_pending(frame)
 
 
@@ -267,16 +285,35 @@ def backward(
         *arguments,
     )
     _run(frame, needed)
+    spare(tape.kept)
+    tape.kept = None
     return dx, tuple(
         (g[0], g[1], g[2] if has_b_ih else None, g[3] if has_b_hh else None, g[4], g[5])
         for g, (has_b_ih, has_b_hh) in zip(gradients, tape.has_biases, strict=True)
     )
 
 
+METH_FASTCALL_WITH_NAMES: Final = 0x80 | 0x02
+
+
+@functools.cache
+def _step_definition() -> Array:
+    """A PyMethodDef."""
+    words = np.zeros(4, np.uintp)
+    words[:] = id(_STEP) + bytes.__basicsize__ - 1, sequence.step_method_kernel.address, METH_FASTCALL_WITH_NAMES, 0
+    return words
+
+
+_STEP: Final = b"step"  # its characters lie behind the object's head
+_new_function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)(
+    ("PyCFunction_NewEx", ctypes.pythonapi)
+)
+
+
 class Stream:
     """A stack of packed layers that takes one time step a call and keeps its state between calls."""
 
-    __slots__ = ("_B", "_H", "_address", "_asked", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_run", "_team")
+    __slots__ = ("_B", "_H", "_address", "_data", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_team")
 
     def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None:
         if not layers:
@@ -287,65 +324,49 @@ class Stream:
         self._lstm = first.cell == "lstm"
         itemsize = self._dtype.itemsize
         states = sum(batch_size * (p.hidden_size * itemsize + 192) * 3 for p in layers)
-        data = memory(sequence.STREAM_BYTES)
+        data = np.zeros(1, sequence.STREAM)
         frames = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
-        self._address, address = data.ctypes.data, frames.ctypes.data
         places = np.zeros(len(layers), np.int64)
-        data.view(np.int64)[:12] = (
-            len(layers),
-            address,
-            places.ctypes.data,
-            batch_size,
-            self._inputs,
-            self._H,
-            itemsize,
-            id(self._dtype),
-            0,
-            0,
-            0,
-            0,
-        )
-        self._kept: tuple[Any, ...] = data, frames, places
-        self._team = _team()[0]
+        q = data[0]
+        q["layers"], q["frames"], q["memory"] = len(layers), frames.ctypes.data, places.ctypes.data
+        q["B"], q["inputs"], q["H"], q["size"] = batch_size, self._inputs, self._H, itemsize
+        q["descr"], q["array"], q["none"], q["name"] = id(self._dtype), id(np.ndarray), id(None), id(_OUT)
+        self._data, self._address, self._team = data, data.ctypes.data, _team()[0]
+        self._kept: tuple[Any, ...] = frames, places
         self._open()
 
     def _open(self) -> None:
         """Lay everything out for the present number of threads; the states become zeros."""
-        data, frames, places = self._kept[:3]
+        frames, places = self._kept[:2]
         addresses = np.array([p.address for p in self._layers], np.int64)
-        self._asked = number_of_threads()
-        need = sequence.open_stream_kernel.call(self._address, self._team, self._asked, addresses.ctypes.data)
+        need = sequence.open_stream_kernel.call(self._address, self._team, number_of_threads(), addresses.ctypes.data)
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
         work = [memory(need) for _ in self._layers]
         places[:] = [a.ctypes.data for a in work]
-        self._kept = data, frames, places, work
-        small = data.view(np.int64)[11]
-        self._run = (sequence.small_step_kernel if small else sequence.step_kernel).call
+        self._kept = frames, places, work
 
-    def step(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
-        """Take x_t (B, I), return the last layer's h (B, H), written to `out` when given."""
-        if self._asked != number_of_threads():
-            h, c = self.h, self.c
+    @property
+    def step(self) -> Any:
+        """A built-in function made of jitted code, `step(x_t, out=None)`: take x_t (B, I), return the last layer's h
+        (B, H), written to `out` when given. Small steps take less than a microsecond, and any Python around them more.
+        """
+        make = functools.partial(np.empty, (self._B, self._H), self._dtype)
+        words = self._data, make, self._step_slowly, number_of_threads
+        return _new_function(_step_definition().ctypes.data, words, None)
+
+    def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
+        """What the built-in function leaves to Python: what `status` says was wrong."""
+        status = int(self._data[0]["status"])
+        if status == sequence.BUSY:
+            raise _busy()
+        if status == sequence.HALFWAY:
+            raise RuntimeError("stream: its last step was interrupted; set its state or reset() it")
+        if status == sequence.DIVIDED_FOR_OTHERS:
+            (h, c), halfway = self._states(), self._data[0]["halfway"]
             self._open()
             self.set_state(h, c)
-        if isinstance(x_t, np.ndarray):
-            y = np.empty((self._B, self._H), self._dtype) if out is None else out
-            if isinstance(y, np.ndarray):
-                status = self._run(self._address, id(x_t), id(y))
-                if status == 0:
-                    return y
-                if status != sequence.UNFIT:
-                    self._failed(status)
-        return self._step_slowly(x_t, out)
-
-    def _failed(self, status: int) -> None:
-        if status == sequence.BUSY:
-            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
-        raise_pending(self._kept[1])
-
-    def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None) -> Array:
-        """Any array: checked, and copied where the fast way does not take it."""
+            self._data[0]["halfway"] = halfway
         x = np.asarray(x_t)
         if x.dtype.num != self._dtype.num:
             raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
@@ -360,10 +381,9 @@ class Stream:
                 raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")
             if not out.flags.writeable:
                 raise ValueError("out: expected a writable array, got a read-only one")
-        y = np.empty((self._B, self._H), self._dtype)
-        x = np.array(x, self._dtype, order="C")
-        if status := self._run(self._address, id(x), id(y)):
-            self._failed(status)
+        plain = np.empty(x.shape, self._dtype)  # of this very dtype object, where a copy may keep one that is equal
+        plain[...] = x
+        y: Array = self.step(plain)
         if out is None:
             return y
         out[...] = y
@@ -372,8 +392,12 @@ class Stream:
     def _states(self) -> tuple[Array, Array | None]:
         shape = (len(self._layers), self._B, self._H)
         h, c = np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._lstm else None
-        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 0)
+        self._copy_states(h, c, writing=False)
         return h, c
+
+    def _copy_states(self, h: Array | None, c: Array | None, *, writing: bool) -> None:
+        if not sequence.stream_state_kernel.call(self._address, _id(h), _id(c), writing):
+            raise _busy()
 
     @property
     def h(self) -> Array:
@@ -387,12 +411,20 @@ class Stream:
 
     def set_state(self, h: Array, c: Array | None) -> None:
         """Go on from h (num_layers, B, H), and c for LSTM."""
-        h, c = _contiguous(h), None if c is None else _contiguous(c)
-        sequence.stream_state_kernel.call(self._address, id(h), _id(c), 1)
+        self._copy_states(_contiguous(h), None if c is None else _contiguous(c), writing=True)
 
     def reset(self) -> None:
         """Go on from zeros."""
-        sequence.stream_state_kernel.call(self._address, 0, 0, 1)
+        self._copy_states(None, None, writing=True)
+
+
+Stream._step_slowly.__qualname__ = "Stream.step"  # as its TypeErrors say
+
+_OUT: Final = sys.intern("out")
+
+
+def _busy() -> RuntimeError:
+    return RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
 
 
 def stream(layers: tuple[Packed, ...], batch_size: int) -> Stream:

@@ -18,7 +18,7 @@ from fusedrnn.checks import Array
 from fusedrnn.numba.gru import gru
 from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner, public
 from fusedrnn.numba.lstm import lstm
-from fusedrnn.numba.machine import at, clear, copy, flush_denormals, put, restore_denormals, stack
+from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, put, stack
 from fusedrnn.numba.rnn import rnn_relu, rnn_tanh
 from fusedrnn.numba.tile import PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, WIDEST, product, table_of
 from fusedrnn.numba.vec import itemsize, lanes
@@ -263,7 +263,7 @@ def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states)
             if two_states:
                 for i in range(n):
                     copy(c + (row0 + i) * c_step, cells + i * stride * size, H * size)
-        restore_denormals(before)
+        fp_restore(before)
 
     return step
 

@@ -33,6 +33,8 @@ def _vector_bytes() -> int:
         return 64
     if "+avx2" in features and "+fma" in features:
         return 32
+    if CPU[0].startswith("x86_64") and "+fma" not in features:  # a call of libm for every product
+        raise ImportError("fusedrnn.numba needs a CPU with fused multiply-adds (on x86, FMA)")
     return 16
 
 

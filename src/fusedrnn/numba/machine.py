@@ -16,26 +16,36 @@ __all__ = [
     "at",
     "call",
     "call_acquire",
+    "call_nothing",
+    "call_python",
     "clear",
     "cond_init",
     "cond_signal",
     "cond_wait",
     "copy",
+    "count",
     "flush_denormals",
+    "fp_now",
+    "fp_restore",
     "get",
+    "integer",
     "mutex_init",
     "mutex_lock",
     "mutex_unlock",
     "peek",
     "poke",
     "put",
+    "raise_again",
     "relax",
-    "restore_denormals",
+    "released",
+    "retaken",
     "seconds",
+    "share",
     "signals",
     "stack",
     "swap",
     "thread_create",
+    "unshare",
     "yield_cpu",
 ]
 
@@ -182,6 +192,16 @@ def swap(typing: Any, address: Any, old: Any, new: Any) -> Any:
     return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
+@emitted
+def count(typing: Any, address: Any) -> Any:
+    """Add 1; what was there before. Orders nothing else."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.atomic_rmw("add", _word(builder, values[0]), I64(1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
 # The CPU and the system ----------------------------------------------------------------------------------------------
 
 
@@ -315,40 +335,56 @@ def _assembly(builder: Any, text: str, constraints: str, result: Any, args: Any)
     return builder.asm(t, text, constraints, args, True)
 
 
+def _mxcsr(builder: Any, name: str, slot: Any) -> None:
+    p = builder.bitcast(slot, I8.as_pointer())
+    builder.call(_external(builder, f"llvm.x86.sse.{name}", ir.VoidType(), p), [p])
+
+
+def _fp_now(builder: Any) -> Any:
+    if X86:
+        slot = cgutils.alloca_once(builder, I32)
+        _mxcsr(builder, "stmxcsr", slot)
+        return builder.zext(builder.load(slot), I64)
+    return _assembly(builder, "mrs $0, fpcr", "=r", I64, []) if ARM else I64(0)
+
+
+def _fp_restore(builder: Any, state: Any) -> None:
+    if X86:
+        slot = cgutils.alloca_once(builder, I32)
+        builder.store(builder.trunc(state, I32), slot)
+        _mxcsr(builder, "ldmxcsr", slot)
+    elif ARM:
+        _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [state])
+
+
+FLUSH = 0x8040 if X86 else 1 << 24
+"""FTZ and DAZ; FZ."""
+
+
+@emitted
+def fp_now(typing: Any) -> Any:
+    """The thread's floating-point state."""
+    return types.int64(), lambda context, builder, signature, values: _fp_now(builder)
+
+
 @emitted
 def flush_denormals(typing: Any) -> Any:
-    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives what was in force before."""
+    """Flush-to-zero from here on: denormals cost up to a hundred cycles each. Gives the state before."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if X86:
-            slot = cgutils.alloca_once(builder, I32)
-            p = builder.bitcast(slot, I8.as_pointer())
-            builder.call(_external(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), p), [p])
-            before = builder.load(slot)
-            builder.store(builder.or_(before, I32(0x8040)), slot)  # FTZ and DAZ
-            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
-            return builder.zext(before, I64)
-        if ARM:
-            before = _assembly(builder, "mrs $0, fpcr", "=r", I64, [])
-            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), [builder.or_(before, I64(1 << 24))])
-            return before
-        return I64(0)
+        before = _fp_now(builder)
+        _fp_restore(builder, builder.or_(before, I64(FLUSH)))
+        return before
 
     return types.int64(), codegen
 
 
 @emitted
-def restore_denormals(typing: Any, before: Any) -> Any:
+def fp_restore(typing: Any, state: Any) -> Any:
     """Undo `flush_denormals`."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if X86:
-            slot = cgutils.alloca_once(builder, I32)
-            p = builder.bitcast(slot, I8.as_pointer())
-            builder.store(builder.trunc(values[0], I32), slot)
-            builder.call(_external(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), p), [p])
-        elif ARM:
-            _assembly(builder, "msr fpcr, $0", "r", ir.VoidType(), values)
+        _fp_restore(builder, values[0])
         return _void(context)
 
     return types.void(types.int64), codegen
@@ -370,3 +406,31 @@ def signals(typing: Any, error: Any) -> Any:
         return raised
 
     return types.boolean(types.int64), codegen
+
+
+# Python's own functions, with the GIL held ---------------------------------------------------------------------------
+
+
+def _python(name: str, gives: bool, n: int) -> Any:
+    """Make the intrinsic of a function of n words that gives a word or nothing."""
+
+    @emitted
+    def function(typing: Any, *args: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            words = [builder.extract_value(values[0], i) for i in range(n)]
+            found = builder.call(_external(builder, name, I64 if gives else ir.VoidType(), *words), words)
+            return found if gives else _void(context)
+
+        return (types.int64 if gives else types.void)(types.StarArgTuple([types.int64] * n)), codegen
+
+    return function
+
+
+call_nothing = _python("PyObject_CallNoArgs", True, 1)
+call_python = _python("PyObject_Vectorcall", True, 4)
+integer = _python("PyLong_AsLong", True, 1)
+raise_again = _python("PyErr_Restore", False, 3)
+released = _python("PyEval_SaveThread", True, 0)
+retaken = _python("PyEval_RestoreThread", False, 1)
+share = _python("Py_IncRef", False, 1)
+unshare = _python("Py_DecRef", False, 1)

@@ -15,19 +15,30 @@ from fusedrnn.numba.machine import (
     at,
     call,
     call_acquire,
+    call_nothing,
+    call_python,
     clear,
     copy,
+    count,
+    fp_now,
+    fp_restore,
     get,
+    integer,
     peek,
     poke,
     put,
+    raise_again,
+    released,
+    retaken,
     seconds,
+    share,
     signals,
     stack,
     swap,
+    unshare,
 )
 from fusedrnn.numba.team import spin
-from fusedrnn.numba.tile import PACK, PANEL, POINTWISE, PRODUCT, record
+from fusedrnn.numba.tile import LEFT, PACK, PANEL, POINTWISE, PRODUCT, record
 from fusedrnn.numba.vec import real, set_real
 
 __all__ = ["CELL", "FRAME_BYTES"]
@@ -41,11 +52,12 @@ CELL_WORDS = 49
 
 # Tunables; their reasons stand in _core.pyx.
 CHUNK = 128
-LEFT_DEPTH = 256
-LEFT_STRIP = 96
-DX_ROWS = 96
+LEFT_DEPTH = 512
+LEFT_STRIP = 48
+DX_ROWS = 48
 SERPENT = 128 * 1024
 FEW_ROWS = 8
+SHARED_WORK = 300000
 L2_SHARE = 600 * 1024
 PATIENCE = 1e-3
 SIGNAL_SECONDS = 0.05
@@ -76,6 +88,7 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
         *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "granted")),
+        ("outside", np.int64),  # the caller's floating-point state, for its signal handlers
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
 )
@@ -84,6 +97,8 @@ WORKER = np.dtype(
     [
         *((name, np.int64) for name in ("run", "rank", "epoch", "a", "out", "gates", "h_prev", "h", "c_prev", "c")),
         *((name, np.int64) for name in ("dy", "dh", "dc", "drh", "buffer")),
+        # in the time loop: where this rank works, on which seat, and the group's barrier
+        *((name, np.int64) for name in ("group", "seat", "group_epoch")),
     ]
 )
 WORKER_BYTES, PRODUCT_BYTES, POINTWISE_BYTES, PACK_BYTES = (
@@ -95,8 +110,7 @@ WORKER_BYTES, PRODUCT_BYTES, POINTWISE_BYTES, PACK_BYTES = (
 TWO_PRODUCTS = 2 * PRODUCT_BYTES
 THREE_MATRICES = 3 * MATRIX.itemsize
 MATRIX_BYTES = MATRIX.itemsize
-LINE = 128
-EPOCH_BYTES = 8
+LINE = 128  # of a barrier: its epoch, and the turns taken from it by parity of the epoch
 
 # The frame of a call: RUN, two DIRECTIONs, two LAYERs, six MATRIXes of each direction (x, h0, h1, dh0, dh1, dx).
 AT_DIRECTION = RUN.itemsize
@@ -172,7 +186,8 @@ def padded(n, size):
 # An array comes as the address of its Python object, whose layout NumPy's C interface fixes: far faster than
 # Numba's own way, and an array of any strides has the same type. ----------------------------------------------------
 
-HEAD = object.__basicsize__ // 8
+HEAD = object.__basicsize__ // 8  # words; the last is the type
+ITEMS = tuple.__basicsize__ // 8  # where a tuple's items begin
 
 
 @inner
@@ -336,21 +351,34 @@ def pack_layer(layer, rank, size):
 
 
 @inner
-def plan(d, T, B, lengths, by_length, memory):
-    """Fill order, length, active and offset of a direction, in (2 T + 2 B + 1) words of memory."""
+def plan(d, T, B, lengths, memory):
+    """Fill order, length, active and offset of a direction, in (2 T + 2 B + 1) words of memory (T = 0 where B is)."""
     q = at(d, DIRECTION)
+    steps = T if B else 0
     q.B = B
     q.order = memory
     q.length = memory + 8 * B
     q.active = memory + 16 * B
-    steps = T if B else 0
+    q.offset = q.active + 8 * steps
     for b in range(B):
-        put(q.order, b, get(by_length, b) if lengths else b)
+        put(q.order, b, b)
         put(q.length, b, get(lengths, b) if lengths else T)
     if B and lengths:
+        clear(q.offset, 8 * (steps + 1))
+        for b in range(B):
+            place = get(lengths, b)
+            put(q.offset, place, get(q.offset, place) + 1)  # sequences of each length ...
+        n = 0
+        for s in range(steps, -1, -1):
+            here = get(q.offset, s)
+            put(q.offset, s, n)  # ... where the first of them comes ...
+            n += here
+        for b in range(B):
+            place = get(lengths, b)
+            put(q.order, get(q.offset, place), b)  # ... and the next one
+            put(q.offset, place, get(q.offset, place) + 1)
         steps = get(q.length, get(q.order, 0))
     q.steps = steps
-    q.offset = q.active + 8 * steps
     put(q.offset, 0, 0)
     n = B
     rows = 0
@@ -372,8 +400,11 @@ def look_for_signals(run):
     r.work = 0.0
     if r.interrupted or now - r.checked < SIGNAL_SECONDS:
         return
+    inside = fp_now()
+    fp_restore(r.outside)
     if signals(run + ERROR):
         r.interrupted = 1
+    fp_restore(inside)
     r.checked = seconds()
 
 
@@ -398,7 +429,8 @@ INTERRUPTED = RUN.fields["interrupted"][1]  # type: ignore[index]
 
 @inner
 def wait(lines, rank, size, epoch):
-    """A barrier of `size` ranks: each writes its own line and reads the others'."""
+    """A barrier of `size` ranks: each writes its own line and reads the others', and winds back its turns."""
+    put(lines + rank * LINE, 1 + (epoch & 1), 0)
     poke(lines + rank * LINE, epoch)
     for r in range(size):
         if r != rank:
@@ -425,6 +457,26 @@ def meet(k):
 
 STOP = RUN.fields["stop0"][1]  # type: ignore[index]
 GROUP_STOP = GROUP.fields["stop0"][1]  # type: ignore[index]
+
+
+@inner
+def take_turn(line, epoch):
+    """The next of a line's turns, 0, 1, 2, ...; each goes to one rank. `epoch` is that of the last barrier, or 0."""
+    return count(line + 8 + 8 * (epoch & 1))
+
+
+@inner
+def next_turn(k, line, turn):
+    """The next of the turns that the team takes between two of its barriers; `turn` is the last one, -1 at first."""
+    w = at(k, WORKER)
+    r = at(w.run, RUN)
+    return take_turn(r.lines + line * LINE, w.epoch) if r.size > 1 else turn + 1
+
+
+@inner
+def even(n, size):
+    """n rounded up, for every rank to have as much."""
+    return (n + size - 1) // size * size
 
 
 @inner
@@ -536,62 +588,75 @@ def from_gates(p, layer, share):
 
 
 @inner
-def stage(k, layer, m, p, q, first, last, backwards):
-    """One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
+def stage(k, m, p, q, shared, backwards):
+    """One stage of a step: the product of some panels, then the pointwise part on the rows they have just made; for the
+    projection, which has none, q has no rows.
 
-    Units [first, last), counted in vectors. Serpentine: `backwards` on every other step, so that what is still in cache
-    is used first."""
-    l, a, product, point = at(layer, LAYER), at(m, MATRIX), at(p, PRODUCT), at(q, POINTWISE)
+    The units of this rank and, where the stage is shared, what the others have not come to when it has done its own.
+    Serpentine: `backwards` on every other step, so that what is still in cache is used first."""
+    w = at(k, WORKER)
+    run, group, a, product, point = at(w.run, RUN), at(w.group, GROUP), at(m, MATRIX), at(p, PRODUCT), at(q, POINTWISE)
+    l = at(at(group.direction, DIRECTION).layer, LAYER)
     each = a.width if a.gated else 1  # vectors a unit vector
-    span = last - first
-    blocks, origin = 1, first
+    width, whose = run.width, w.seat
+    units = (l.H + l.lanes - 1) // l.lanes
+    most = (units + width - 1) // width
+    span = most
     rows = max(product.rows, point.rows)
     work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
     unit_bytes = each * a.depth * VECTOR_BYTES
-    streams = span * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
+    streams = most * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if a.gated else PANEL
     elif streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
-    if span < last - first:
-        origin = first // span * span  # whole panels where the share allows
-        blocks = (last - origin + span - 1) // span
-    product.prefetch = 1 if streams and rows >= FEW_ROWS else 0
-    for i in range(blocks):
-        begin = origin + (blocks - 1 - i if backwards else i) * span
-        end = min(begin + span, last)
-        begin = max(begin, first)
-        product.first = begin * each
-        product.last = end * each
-        product.next = 0
-        if product.prefetch and i + 1 < blocks:
-            product.next = product.w + (begin - span if backwards else end) * unit_bytes
-        call(l.product, p, 0)
-        if point.rows:
-            point.first = begin * l.lanes
-            point.last = min(end * l.lanes, l.H)
-            call(l.pointwise, q, 0)
-        account(k, work * (end - begin))
-        if interrupted(k):
-            return
+    # W_ih, too, has to make room in L2 while the steps go on
+    product.prefetch = 1 if rows >= FEW_ROWS and (streams or point.rows == 0) else 0
+    for _ in range(width if shared else 1):
+        first, last = part(units, whose, width), part(units, whose + 1, width)
+        blocks, origin = 1, first
+        if span < last - first:
+            origin = first // span * span  # whole panels where the share allows
+            blocks = (last - origin + span - 1) // span
+        turn = -1
+        while not interrupted(k):
+            turn = take_turn(group.lines + whose * LINE, w.group_epoch) if shared else turn + 1
+            if turn >= blocks:
+                break
+            begin = origin + (blocks - 1 - turn if backwards else turn) * span
+            end = min(begin + span, last)
+            begin = max(begin, first)
+            product.first = begin * each
+            product.last = end * each
+            product.next = 0
+            if product.prefetch and turn + 1 < blocks:
+                product.next = product.w + (begin - span if backwards else end) * unit_bytes
+            call(l.product, p, 0)
+            if point.rows:
+                point.first = begin * l.lanes
+                point.last = min(end * l.lanes, l.H)
+                call(l.pointwise, q, 0)
+            account(k, work * (end - begin))
+        whose = whose + 1 if whose + 1 < width else 0
 
 
 @inner
-def project(k, g, start, end, first, last):
+def project(k, start, end, shared):
     """x W_ih + biases into the gate rows of steps [start, end): the recurrent tiles go on from there."""
-    w, group = at(k, WORKER), at(g, GROUP)
+    w = at(k, WORKER)
+    group = at(w.group, GROUP)
     d = group.direction
     q = at(d, DIRECTION)
     layer = q.layer
-    l = at(layer, LAYER)
-    m = at(l.x, MATRIX)
+    l, width = at(layer, LAYER), at(w.run, RUN).width
     size = l.size
     gate_bytes = get(l.cell, SEGMENTS) * l.stride * size
-    each = m.width if m.gated else 1
     apart = get(l.cell, APART) * l.stride * size
+    units = (l.H + l.lanes - 1) // l.lanes
+    a, b = part(units, w.seat, width) * VECTOR_BYTES, part(units, w.seat + 1, width) * VECTOR_BYTES
     n = 0
     for s in range(start, end):
-        for i in range(group_rows(g, get(q.active, s))):
+        for i in range(group_rows(w.group, get(q.active, s))):
             j = group.first + i * group.every
             row = x_row(d, j, s)
             if q.x_i != size:
@@ -600,10 +665,9 @@ def project(k, g, start, end, first, last):
             put(w.a, n, row)
             put(w.out, n, out)
             if apart:
-                a, b = first * VECTOR_BYTES, last * VECTOR_BYTES
                 copy(out + apart + a, l.bias + apart + a, b - a)
             n += 1
-    p = stack(PRODUCT_BYTES)
+    p, none = stack(PRODUCT_BYTES), stack(POINTWISE_BYTES)
     take(p, l.x, layer)
     into_gates(p, l.x, layer, get(l.cell, SHARE_X + 1))
     product = at(p, PRODUCT)
@@ -611,31 +675,22 @@ def project(k, g, start, end, first, last):
     product.a = w.a
     product.out = w.out
     product.rows = n
-    product.prefetch = 1 if n >= FEW_ROWS else 0
-    work = 1.0 * n * l.inputs * l.lanes * each
-    span = max(1, int(SIGNAL_WORK / (work + 1)))
-    a = first
-    while a < last and not interrupted(k):  # in pieces, so that Ctrl-C is seen between them
-        b = min(a + span, last)
-        product.first = a * each
-        product.last = b * each
-        call(l.product, p, 0)
-        account(k, work * (b - a))
-        a = b
+    at(none, POINTWISE).rows = 0
+    stage(k, l.x, p, none, shared, False)
 
 
 @inner
-def barrier(k, g, rank, epoch):
+def barrier(k):
     """The group's barrier; true when all of it agree to stop."""
-    r = at(at(k, WORKER).run, RUN)
+    w = at(k, WORKER)
+    r = at(w.run, RUN)
     if r.width == 1:
         return interrupted(k) != 0
-    now = get(epoch, 0) + 1
-    put(epoch, 0, now)
-    place = g + GROUP_STOP + 8 * (now & 1)
-    if rank == 0:
+    w.group_epoch = w.group_epoch + 1
+    place = w.group + GROUP_STOP + 8 * (w.group_epoch & 1)
+    if w.seat == 0:
         put(place, 0, r.interrupted)
-    wait(at(g, GROUP).lines, rank, r.width, now)
+    wait(at(w.group, GROUP).lines, w.seat, r.width, w.group_epoch)
     return get(place, 0) != 0
 
 
@@ -643,12 +698,13 @@ def barrier(k, g, rank, epoch):
 
 
 @inner
-def time_loop(k, g, rank):
+def time_loop(k, g, seat):
     """All steps of a group, forwards or backwards; true when interrupted.
 
     Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
     Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
-    A rank owns the same units in every step and both parts, so one barrier a stage is enough.
+    A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
+    and none between a chunk's projection and its steps as long as a rank keeps to its own units.
     """
     w, group = at(k, WORKER), at(g, GROUP)
     run = at(w.run, RUN)
@@ -658,14 +714,11 @@ def time_loop(k, g, rank):
     l = at(layer, LAYER)
     cell = l.cell
     size, lanes, states, stages = l.size, l.lanes, get(cell, STATES), get(cell, STAGES)
-    units = (l.H + lanes - 1) // lanes
-    first, last = part(units, rank, run.width), part(units, rank + 1, run.width)
+    w.group, w.seat, w.group_epoch = g, seat, 0
     segment_bytes = l.stride * size
     gate_bytes = get(cell, SEGMENTS) * segment_bytes
     back, training = run.backward, q.training
     chunk_end, chunk_rows, at_row = 0, 0, 0
-    epoch = stack(EPOCH_BYTES)
-    put(epoch, 0, 0)
     products, pointwise = stack(TWO_PRODUCTS), stack(POINTWISE_BYTES)
     point = at(pointwise, POINTWISE)
     point.stride = l.stride
@@ -694,6 +747,7 @@ def time_loop(k, g, rank):
         s = q.steps - 1 - turn if back else turn
         n = group_rows(g, get(q.active, s))
         m_rows = n
+        shared = run.width > 1 and 1.0 * n * l.H * lanes * PANEL > SHARED_WORK
         if back:
             m_rows = group_rows(g, get(q.active, s + 1)) if turn else 0
         elif s == chunk_end:
@@ -704,7 +758,9 @@ def time_loop(k, g, rank):
                     break
                 chunk_rows += more
                 chunk_end += 1
-            project(k, g, s, chunk_end, first, last)
+            project(k, s, chunk_end, shared)
+            if shared and barrier(k):
+                return True
             at_row = 0
 
         for i in range(n):
@@ -743,8 +799,8 @@ def time_loop(k, g, rank):
                 for i in range(n):
                     put(w.a, i, get(w.h_prev, i) if source < 0 else get(w.gates, i) + source * segment_bytes)
                 m = l.h1 if t else l.h0
-            stage(k, layer, m, p, pointwise, first, last, turn & 1)
-            if barrier(k, g, rank, epoch):
+            stage(k, m, p, pointwise, shared, turn & 1)
+            if barrier(k):
                 return True
 
     if back and q.steps:  # dh0: what step 0 sends
@@ -756,7 +812,7 @@ def time_loop(k, g, rank):
             put(w.dh, i, q.d_h + j * segment_bytes)
         at(products, PRODUCT).rows = n
         point.rows = 0
-        stage(k, layer, q.dh0, products, pointwise, first, last, q.steps & 1)
+        stage(k, q.dh0, products, pointwise, False, q.steps & 1)
         return run.width == 1 and interrupted(k) != 0
     return False
 
@@ -827,7 +883,8 @@ def weight_gradients(k, d):
     cell, size, H = l.cell, l.size, l.H
     gates = get(cell, GATES)
     rows, ld = get(q.offset, q.steps), get(cell, SEGMENTS) * l.stride
-    strips = max((H + LEFT_STRIP - 1) // LEFT_STRIP, min(run.size, (H + 5) // 6))
+    sixes = (H + LEFT - 1) // LEFT
+    strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     total = strips * gates
     right = stack(THREE_MATRICES)
     memory = run.right
@@ -843,18 +900,18 @@ def weight_gradients(k, d):
     row0 = 0
     while row0 < rows:
         depth = min(LEFT_DEPTH, rows - row0)
+        sixes_apart = LEFT * depth + l.lanes  # 6 * 512 alone would be a multiple of 4 KB
         pack_right(k, d, -2, right, row0, row0 + depth)
         pack_right(k, d, -1, right + MATRIX_BYTES, row0, row0 + depth)
         if get(cell, STAGES) == 2:
             pack_right(k, d, get(cell, RIGHT + 2), right + 2 * MATRIX_BYTES, row0, row0 + depth)
         if meet(k):
             return
-        for strip in range(total * w.rank // run.size, total * (w.rank + 1) // run.size):
-            if interrupted(k):
-                break
+        strip = next_turn(k, 0, -1)
+        while not interrupted(k) and strip < total:
             g = strip // strips
-            u0 = H * (strip - g * strips) // strips
-            u1 = H * (strip - g * strips + 1) // strips
+            u0 = LEFT * (sixes * (strip - g * strips) // strips)
+            u1 = min(LEFT * (sixes * (strip - g * strips + 1) // strips), H)
             packed_segment = -1
             for which in range(2):
                 segment = get(cell, OF_H + g) if which else get(cell, OF_X + g)
@@ -868,6 +925,7 @@ def weight_gradients(k, d):
                     pl.ld = ld
                     pl.depth = depth
                     pl.columns = u1 - u0
+                    pl.step = sixes_apart
                     pl.sum = bias
                     call(l.pack, left, 0)
                     packed_segment = segment
@@ -878,32 +936,33 @@ def weight_gradients(k, d):
                 take(p, m, layer)
                 columns = at(m, MATRIX).columns
                 product.a = w.a
-                product.a_step = 6
+                product.a_step = LEFT
                 product.out = w.out
                 product.rows = u1 - u0
                 product.columns = columns
                 product.accumulate = 1 if row0 > 0 else 0
                 product.prefetch = 1
                 for i in range(u1 - u0):
-                    put(w.a, i, w.buffer + (i // 6 * 6 * depth + i % 6) * size)
+                    put(w.a, i, w.buffer + (i // LEFT * sixes_apart + i % LEFT) * size)
                     put(w.out, i, grad + (g * H + u0 + i) * columns * size)
                 call(l.product, p, 0)
                 account(k, 1.0 * product.rows * depth * columns)
                 if interrupted(k):
                     break
-        if meet(k):
-            return
+            strip = next_turn(k, 0, strip)
         row0 += depth
+        if row0 < rows and meet(k):
+            return
 
 
 @inner
 def input_gradient(k, d, accumulate):
-    """dx = gate gradients W_ih, a rank making its rows of the tape."""
+    """dx = gate gradients W_ih, so many rows of the tape a turn."""
     w, q = at(k, WORKER), at(d, DIRECTION)
     run, layer = at(w.run, RUN), q.layer
     l = at(layer, LAYER)
     size, rows = l.size, get(q.offset, q.steps)
-    row, end = rows * w.rank // run.size, rows * (w.rank + 1) // run.size
+    blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows)
     p = stack(PRODUCT_BYTES)
     take(p, q.dx, layer)
     from_gates(p, layer, l.cell + 8 * SHARE_X)
@@ -913,10 +972,12 @@ def input_gradient(k, d, accumulate):
     product.columns = l.inputs
     product.accumulate = accumulate
     product.prefetch = 1
-    s = step_of(d, row) if row < end else 0
-    while row < end and not interrupted(k):
+    turn = next_turn(k, 1, -1)
+    while not interrupted(k) and turn < blocks:
+        row, end = rows * turn // blocks, rows * (turn + 1) // blocks
+        s = step_of(d, row)
         n = 0
-        while row < end and n < DX_ROWS:
+        while row < end:
             while row >= get(q.offset, s + 1):
                 s += 1
             b = get(q.order, row - get(q.offset, s))
@@ -928,6 +989,7 @@ def input_gradient(k, d, accumulate):
         product.rows = n
         call(l.product, p, 0)
         account(k, 1.0 * n * get(l.cell, GATES) * l.H * l.inputs)
+        turn = next_turn(k, 1, turn)
 
 
 # What every rank runs -------------------------------------------------------------------------------------------------
@@ -985,8 +1047,6 @@ def work_backward(run, rank):
     for i in range(r.directions):
         d = direction_of(run, i)
         weight_gradients(k, d)
-        if meet(k):
-            return
         input_gradient(k, d, 1 if i else 0)
         if meet(k):
             return
@@ -1023,7 +1083,7 @@ def worker_bytes(run):
         if q.x_i != l.size:
             staged = max(staged, max(CHUNK, LEFT_DEPTH, B) * l.inputs * l.size)
     if r.backward:
-        staged = max(staged, LEFT_STRIP * LEFT_DEPTH * 8)
+        staged = max(staged, LEFT_STRIP * (LEFT_DEPTH + 64) * 8)
     return (2 * pointer_rows(run) + 9 * B) * 8 + (staged + 127) // 64 * 64
 
 
@@ -1179,6 +1239,7 @@ def on_team(run):
     """Run; false when interrupted."""
     r = at(run, RUN)
     r.interrupted = 0
+    r.outside = fp_now()
     r.work = 0.0
     call(r.run, np.int32(r.size), r.work_function, run, r.team)
     return r.interrupted == 0
@@ -1270,7 +1331,6 @@ def begin(
     x,
     y,
     lengths,
-    by_length,
     persistent,
     h_n,
     c_n,
@@ -1308,8 +1368,8 @@ def begin(
             frame, 1, kernels, training, x, y, packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2
         )
     first = at(r.direction0, DIRECTION)
-    plan(r.direction0, first.T, first.B, data_of(lengths), data_of(by_length), persistent)
-    memory = (persistent + (2 * (first.T + first.B) + 1) * 8 + 63) // 64 * 64
+    plan(r.direction0, first.T, first.B, data_of(lengths), persistent)
+    memory = (persistent + (2 * ((first.T if first.B else 0) + first.B) + 1) * 8 + 63) // 64 * 64
     cell = get(kernels, 0)
     states, segments = get(cell, STATES), get(cell, SEGMENTS)
     for i in range(directions):
@@ -1470,7 +1530,7 @@ def pack_end(layer, memory):
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
 work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
-begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 29)})")
+begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 28)})")
 begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")
@@ -1482,13 +1542,16 @@ pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
 STREAM = np.dtype(
     [
         *((name, np.int64) for name in ("layers", "frames", "memory", "B", "inputs", "H", "size", "descr")),
-        *((name, np.int64) for name in ("wanted", "laid", "busy", "small")),
+        *((name, np.int64) for name in ("array", "none", "name", "wanted", "laid", "busy", "small")),
+        # halfway: the last step was interrupted, some layers are a step ahead of the others. asked: threads when the
+        # work was divided. status: of the last step
+        *((name, np.int64) for name in ("halfway", "asked", "status")),
         ("patience", np.float64),
     ]
 )
 STREAM_BYTES = STREAM.itemsize
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
-DONE, INTERRUPTED_STEP, UNFIT, BUSY = 0, 1, 2, 3
+DONE, INTERRUPTED_STEP, UNFIT, BUSY, HALFWAY, DIVIDED_FOR_OTHERS = range(6)
 
 
 def open_stream(stream, team, threads, layers):
@@ -1501,6 +1564,8 @@ def open_stream(stream, team, threads, layers):
     order = memory
     memory += (2 * (1 + B) + 1) * 8
     need, work = 0, 0.0
+    q.asked = threads
+    q.wanted = 0
     q.patience = 0.0
     for i in range(q.layers):
         frame = q.frames + i * FRAME_BYTES
@@ -1512,7 +1577,7 @@ def open_stream(stream, team, threads, layers):
         p = at(d, DIRECTION)
         p.layer, p.packed, p.T = get(layers, i), 1, 1
         l = at(p.layer, LAYER)
-        plan(d, 1, B, 0, 0, order)
+        plan(d, 1, B, 0, order)
         state = B * row_bytes(d)
         p.x_i = l.size
         p.x_b = l.inputs * l.size if i == 0 else at(get(layers, i - 1), LAYER).stride * l.size
@@ -1522,8 +1587,8 @@ def open_stream(stream, team, threads, layers):
         memory += (1 + get(l.cell, STATES)) * state
         clear(p.h0, (1 + get(l.cell, STATES)) * state)
         work += 1.0 * B * get(l.cell, GATES) * l.H * (l.H + l.inputs)
-        for count in range(1, threads + 1):
-            divide(frame, count)
+        for number in range(1, threads + 1):
+            divide(frame, number)
             need = max(need, work_bytes(frame))
         q.wanted = max(q.wanted, r.size)
         q.patience = q.patience + r.patience
@@ -1534,10 +1599,11 @@ def open_stream(stream, team, threads, layers):
 
 @inner
 def fits(array, q, columns, more):
-    """Whether an object's array is (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
+    """Whether an object is an array (B, columns) of the stream's dtype, contiguous, aligned and `more`."""
     flags = C_CONTIGUOUS | ALIGNED | more
     return (
-        get(array, HEAD + 5) == q.descr
+        get(array, HEAD - 1) == q.array
+        and get(array, HEAD + 5) == q.descr
         and get(array, HEAD + 1) & 0xFFFFFFFF == 2
         and shape_of(array, 0) == q.B
         and shape_of(array, 1) == columns
@@ -1545,13 +1611,16 @@ def fits(array, q, columns, more):
     )
 
 
+@inner
 def step(stream, x, out):
     """One step of every layer; the new state takes the place of the old one. DONE, or why not."""
     q = at(stream, STREAM)
-    if not fits(x, q, q.inputs, 0) or not fits(out, q, q.H, WRITEABLE):
-        return UNFIT
     if not swap(stream + BUSY_AT, 0, 1):
         return BUSY
+    if q.halfway:
+        poke(stream + BUSY_AT, 0)
+        return HALFWAY
+    thread = 0 if q.small else released()
     first = at(q.frames, RUN)
     granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
     status = DONE
@@ -1575,22 +1644,78 @@ def step(stream, x, out):
         p.h0, p.y = p.y, p.h0
         before = p.h0
     q.laid = granted if status == DONE else 0
+    q.halfway = 0 if status == DONE else 1
     call(first.release, np.int32(granted), first.team)
     if status == DONE:
         last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
         to, n = data_of(out), q.H * q.size
         for b in range(q.B):
             copy(to + b * n, last.h0 + b * last.y_b, n)
+    if thread:
+        retaken(thread)
     poke(stream + BUSY_AT, 0)
     return status
+
+
+@inner
+def try_step(stream, make, threads, x, out):
+    """What `step_method` returns, 0 for an exception; or -1, why in `status`."""
+    q = at(stream, STREAM)
+    number = call_nothing(threads)
+    if number == 0:
+        return 0
+    q.status = DIVIDED_FOR_OTHERS if integer(number) != q.asked else DONE
+    unshare(number)
+    if q.status == DONE and not fits(x, q, q.inputs, 0):
+        q.status = UNFIT
+    if q.status != DONE:
+        return -1
+    if out == 0 or out == q.none:
+        out = call_nothing(make)
+        if out == 0:
+            return 0
+    else:
+        share(out)
+    status = step(stream, x, out) if fits(out, q, q.H, WRITEABLE) else UNFIT
+    if status == DONE:
+        return out
+    unshare(out)
+    if status == INTERRUPTED_STEP:
+        at_error = q.frames + ERROR
+        raise_again(get(at_error, 0), get(at_error, 1), get(at_error, 2))
+        return 0
+    q.status = status
+    return -1
+
+
+def step_method(self, args, given, names):
+    """`step(x_t, out=None)` as CPython calls a built-in function: with an array of arguments, the named ones last.
+
+    self: (the STREAM, what makes an array for the result, what does all that is not done here, get_num_threads)."""
+    named = 0
+    if names and get(names, HEAD) == 1 and get(names, ITEMS) == at(data_of(get(self, ITEMS)), STREAM).name:
+        named = 1
+    if given >= 1 and given + named <= 2 and (named or not names):
+        out = get(args, 1) if given + named == 2 else 0
+        found = try_step(data_of(get(self, ITEMS)), get(self, ITEMS + 1), get(self, ITEMS + 3), get(args, 0), out)
+        if found != -1:
+            return found
+    else:
+        at(data_of(get(self, ITEMS)), STREAM).status = UNFIT
+    return call_python(get(self, ITEMS + 2), args, given, names)
 
 
 BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
 
 
 def stream_state(stream, h, c, writing):
-    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0."""
+    """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0.
+    False where a step is under way."""
     q = at(stream, STREAM)
+    if not swap(stream + BUSY_AT, 0, 1):
+        return False
+    if writing:
+        q.halfway = 0
     for i in range(q.layers):
         d = at(q.frames + i * FRAME_BYTES, RUN).direction0
         p = at(d, DIRECTION)
@@ -1603,9 +1728,10 @@ def stream_state(stream, h, c, writing):
             state_out(d, p.h0, data_of(h) + offset)
             if c:
                 state_out(d, p.c0, data_of(c) + offset)
+    poke(stream + BUSY_AT, 0)
+    return True
 
 
 open_stream_kernel = Kernel(open_stream, f"int64({', '.join([INT] * 4)})")
-step_kernel = Kernel(step, "int64(int64, int64, int64)")
-small_step_kernel = Kernel(step, "int64(int64, int64, int64)", nogil=False)
-stream_state_kernel = Kernel(stream_state, f"void({', '.join([INT] * 4)})")
+step_method_kernel = Kernel(step_method, f"int64({', '.join([INT] * 4)})")
+stream_state_kernel = Kernel(stream_state, f"boolean({', '.join([INT] * 4)})")

@@ -19,6 +19,7 @@ from fusedrnn.numba.machine import (
     cond_signal,
     cond_wait,
     flush_denormals,
+    fp_restore,
     get,
     mutex_init,
     mutex_lock,
@@ -26,7 +27,6 @@ from fusedrnn.numba.machine import (
     peek,
     poke,
     relax,
-    restore_denormals,
     seconds,
     swap,
     thread_create,
@@ -223,7 +223,7 @@ def run(size, fn, arg, team):
             crowded(team, end)
         else:
             t.penalty = 0.0
-    restore_denormals(before)
+    fp_restore(before)
 
 
 def release(granted, team):

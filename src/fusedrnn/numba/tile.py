@@ -52,13 +52,15 @@ PRODUCT = record(
 )
 # What stays the same over the tiles of one product.
 WALK = record(
-    "a_step", "a_segment", "segments", "depth", "w_step", "w_panel", "out_panel", "out_step", "init", "accumulate"
+    *("a_step", "a_segment", "segments", "depth", "w_step", "w_panel", "out_panel", "out_step", "init", "accumulate"),
+    "fetch_step",  # bytes from k to k+1 in the panel to come
 )
 WALK_BYTES, PRODUCT_BYTES = WALK.itemsize, PRODUCT.itemsize
-# pack_t, with what it says of pack_left: `left` 1, w rows of ld elements, `sum` the column sums.
+# pack_t, with what it says of pack_left: `left` 1, w rows of ld elements, `sum` the column sums, `step` elements from a
+# group of rows to the next.
 PACK = record(
     *("out", "depth", "width", "vectors", "first", "last", "columns", "w", "ld", "row", "gated", "left", "sum"),
-    *("gate0", "gate1", "gate2", "gate3"),
+    *("step", "gate0", "gate1", "gate2", "gate3"),
 )
 
 
@@ -162,7 +164,7 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
             t = ir.FunctionType(ir.VoidType(), [p.type, I32, I32, I32])
             prefetch = cgutils.get_or_insert_function(module, t, "llvm.prefetch.p0")
             b.call(prefetch, [p, I32(0), I32(2), I32(1)])
-            ahead = b.add(ahead, I64(64))
+            ahead = b.add(ahead, g["fetch_step"])
         panels = [w if p == 0 else b.add(w, b.mul(I64(p), panel_bytes)) for p in range(P)]
         weight = {
             (p, v): vec.emit_load(b, vec.pointer(b, panels[p], real, I64(v * VECTOR_BYTES // size)), real)
@@ -279,13 +281,15 @@ def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like)
     tiles = 1 if total <= most else (total + most - 1) // most
     fewer = total if tiles == 1 else total // tiles
     longer = total - fewer * tiles
+    # the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free
+    g.fetch_step = 64 if tiles <= width else (64 * width + tiles - 1) // tiles
     for t in range(tiles):
         rows = fewer + 1 if t < longer else fewer
         fetch = 1 if ahead and FETCHES[width * 9 + rows] else 0
         tile = get(q.tiles, fetch * FETCHED + width * 9 + rows)
         now = ahead
         if fetch:
-            ahead = ahead + g.depth * g.segments * 64 if t + 1 < width else 0  # `width` tiles fetch a panel
+            ahead += g.depth * g.segments * g.fetch_step
         if columns >= width * L:
             call(tile, walk, a, a_offset, w, out, out_offset, now)
         else:  # the last columns of unpadded rows: by way of a padded copy
@@ -367,11 +371,15 @@ def product(p, like):
         block(p, walk, 0, 0, q.next, like)
         return
     g.segments = 1
+    before = q.first // q.width * q.width  # vectors of the panels before the first one here
+    line = min(q.vectors - before, q.width) * VECTOR_BYTES
+    first = q.w + before * K * VECTOR_BYTES
     for s in range(q.segments):
         for k in range(0, q.depth, DEPTH):
             g.depth = min(q.depth - k, DEPTH)
             k0 = s * q.depth + k
-            block(p, walk, s * q.a_segment + k * q.a_step, k0, q.next if k0 + g.depth == K else 0, like)
+            after = k0 + g.depth
+            block(p, walk, s * q.a_segment + k * q.a_step, k0, q.next if after == K else first + after * line, like)
             g.accumulate = 1
 
 
@@ -425,9 +433,10 @@ def pack_rows(p, like):
 
 @inner
 def pack_left(p, like):
-    """The left operand of dW in groups of 6 rows side by side; column sums beside."""
+    """The left operand of dW in groups of 6 rows side by side, `step` elements apart; column sums beside."""
     q = at(p, PACK)
-    L, size, depth, columns, ld, source, to = lanes(like), itemsize(like), q.depth, q.columns, q.ld, q.w, q.out
+    L, size, depth, columns, ld, source = lanes(like), itemsize(like), q.depth, q.columns, q.ld, q.w
+    to, step = q.out, q.step
     for m in range(0, columns, L):
         n = columns - m
         total = load_upto(q.sum, m, n, like)
@@ -437,9 +446,9 @@ def pack_left(p, like):
     whole = columns // LEFT * LEFT
     for k in range(depth):
         for m in range(0, whole, LEFT):
-            copy(to + (m * depth + k * LEFT) * size, source + (k * ld + m) * size, LEFT * size)
+            copy(to + (m // LEFT * step + k * LEFT) * size, source + (k * ld + m) * size, LEFT * size)
         for i in range(whole, columns):
-            set_real(to, whole * depth + k * LEFT + i - whole, real(source, k * ld + i, like))
+            set_real(to, whole // LEFT * step + k * LEFT + i - whole, real(source, k * ld + i, like))
 
 
 @inner
