@@ -141,6 +141,17 @@ cdef struct Spare:
 cdef Spare[SPARES] SPARE        # touched with the GIL held
 
 
+cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
+    """A large size rounded up to the next quarter of a power of two: the matrices of a backward pass then find room in
+    the block of the forward ones, which is a few rows smaller. Pages that nobody touches take no memory."""
+    cdef Py_ssize_t quarter = SPARE_LEAST // 4
+    if size < SPARE_LEAST:
+        return size
+    while size > 8 * quarter:
+        quarter *= 2
+    return (size + quarter - 1) // quarter * quarter
+
+
 @cython.final
 @cython.internal
 cdef class Memory:
@@ -153,7 +164,7 @@ cdef class Memory:
         cdef int i
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        self.size = max(64, size)
+        self.size = class_of(max(64, size))
         for i in range(SPARES):
             if self.size <= SPARE[i].size <= 2 * self.size:
                 self.data = SPARE[i].data

@@ -26,7 +26,7 @@ typedef struct {
     _Alignas(128) int state;
     int asleep;
     int rank;
-    double signalled; /* when the caller woke it up; 0 while it is awake or nobody has called (under the lock) */
+    double signalled; /* when the caller woke it up; 0 since it fell asleep and nobody has called (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } worker;
@@ -69,10 +69,10 @@ static void *work(void *arg) {
             if (since == 0) since = now;
             if (now - since < SPIN_SECONDS) continue;
             pthread_mutex_lock(&me->lock);
+            me->signalled = 0; /* one that came while it was awake has woken up nobody */
             __atomic_store_n(&me->asleep, 1, __ATOMIC_SEQ_CST);
             if (state_of(me) != CALLED) pthread_cond_wait(&me->wake, &me->lock);
             __atomic_store_n(&me->asleep, 0, __ATOMIC_SEQ_CST);
-            me->signalled = 0;
             pthread_mutex_unlock(&me->lock);
             since = 0; /* whoever woke us up may have gone on alone, and will be back */
         }

@@ -320,3 +320,34 @@ def assert_same(got: Results, want: Results) -> None:
             f"{name}: {different.sum()} of {g.size} elements differ, first at {tuple(np.argwhere(different)[0])}, "
             f"by at most {np.abs(g - w)[different].max()}"
         )
+
+
+# Bursts of short calls that go on without a worker that is just waking up, and pauses in which it falls asleep; then
+# long calls, in which it has to take part.
+BURSTS = """
+import random, time
+import numpy as np
+import fusedrnn as fr
+
+fr.set_num_threads(2)
+frozen = fr.LSTM(128, 128).freeze()
+stream, long = frozen.stream(batch_size=4), np.zeros((100, 32, 128), np.float32)
+x, out = np.zeros((4, 128), np.float32), np.empty((4, 128), np.float32)
+
+def has_help():
+    mine, all = time.thread_time(), time.process_time()
+    frozen(long)
+    mine, all = time.thread_time() - mine, time.process_time() - all
+    return all > 1.2 * mine
+
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    for _ in range(500):
+        for _ in range(random.randrange(1, 20)):
+            stream.step(x, out=out)
+        until = time.perf_counter() + random.uniform(80e-6, 120e-6)
+        while time.perf_counter() < until:
+            pass
+    assert any(has_help() for _ in range(200)), "a worker never came back"
+print("done")
+"""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CELLS, DTYPES, Case, assert_same, forward, problem, run
+from cases import BURSTS, CELLS, DTYPES, Case, assert_same, forward, problem, run
 
 import fusedrnn as fr
 
@@ -113,6 +113,11 @@ def test_python_threads_at_once_and_a_fork(team):
     """On the team of the extension and on one's own; Numba's workqueue layer would abort at the second thread."""
     code = (WITHOUT_CORE if team == "own" else "") + TEAM
     assert "done" in python(code, NUMBA_THREADING_LAYER="workqueue")
+
+
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_no_worker_is_lost():
+    assert "done" in python(WITHOUT_CORE + BURSTS)
 
 
 def test_without_the_extension_numba_is_the_default():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CELLS, DTYPES, Case, assert_close, assert_same, forward, problem, run
+from cases import BURSTS, CELLS, DTYPES, Case, assert_close, assert_same, forward, problem, run
 
 import fusedrnn as fr
 
@@ -149,6 +149,11 @@ print(time.process_time() - start)
 """
     )
     assert float(out) < 0.25, "the team spins while nothing is to do"
+
+
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_no_worker_is_lost():
+    assert python(BURSTS, FUSEDRNN_BACKEND="cython") == "done"
 
 
 def test_gil_is_released():

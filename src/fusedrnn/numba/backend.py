@@ -45,7 +45,9 @@ def memory(size: int) -> Array:
     """Memory that holds no Python object."""
     if size > 1 << 62:
         raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-    if size >= SPARE_LEAST // 2:
+    if size >= SPARE_LEAST:
+        quarter = max(SPARE_LEAST >> 2, 1 << (size - 1).bit_length() - 3)
+        size = -(-size // quarter) * quarter
         for key, block in tuple(_spares.items()):
             if size <= len(block) <= 2 * size and _spares.pop(key, None) is not None:  # another thread may be faster
                 return block

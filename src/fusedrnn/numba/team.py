@@ -94,11 +94,11 @@ def live(me):
             if now - since < SPIN_SECONDS:
                 continue
             mutex_lock(me + LOCK)
+            w.signalled = 0.0  # one that came while it was awake has woken up nobody
             poke(me + 8, 1)
             if peek(me) != CALLED:
                 cond_wait(me + WAKE, me + LOCK)
             poke(me + 8, 0)
-            w.signalled = 0.0
             mutex_unlock(me + LOCK)
             since = 0.0  # whoever woke us up may have gone on alone, and will be back
         if not swap(me, CALLED, PRESENT):
