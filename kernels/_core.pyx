@@ -486,6 +486,7 @@ cdef struct Group:
     # Rows first, first + every, ... of the batch, all steps of one direction, shared by `width` threads.
     Direction *direction
     Py_ssize_t first, every
+    Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     char *gates                 # inference: the gate rows of a chunk
     barrier_line *lines
     int stop[2]                 # by parity of the epoch: agreed by the leader before a barrier, read after it
@@ -577,7 +578,7 @@ cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
-    if g.every == 1:                                            # a division costs as much as a small tile's row
+    if g.every == 1:
         return active
     return (active - g.first + g.every - 1) // g.every if active > g.first else 0
 
@@ -670,21 +671,21 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
     cdef int width = k.run.width, whose = k.seat, _
-    cdef Py_ssize_t units = (l.H + lanes - 1) // lanes, most = (units + width - 1) // width, span = most
+    cdef Py_ssize_t span = g.most
     cdef Py_ssize_t first, last, origin, blocks, turn, a, b
     cdef Py_ssize_t rows = max(p.rows, q.rows)
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
-    cdef bint streams = most * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
+    cdef bint streams = g.most * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
     elif streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
     p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
     for _ in range(width if shared else 1):
-        first = part(units, whose, width)
-        last = part(units, whose + 1, width)
+        first = part(g.units, whose, width)
+        last = part(g.units, whose + 1, width)
         origin = first
         blocks = 1
         if span < last - first:
@@ -718,13 +719,12 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     cdef Direction *d = g.direction
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize, row_bytes = l.cell.segments * l.stride * size
-    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
     cdef Py_ssize_t s, i, j, n = 0, a, b
     cdef const char *row
     cdef product_t p
     cdef pointwise_t none
-    a = part(units, k.seat, k.run.width) * l.tiles.lanes * size
-    b = part(units, k.seat + 1, k.run.width) * l.tiles.lanes * size
+    a = part(g.units, k.seat, k.run.width) * l.tiles.lanes * size
+    b = part(g.units, k.seat + 1, k.run.width) * l.tiles.lanes * size
     for s in range(start, end):
         for i in range(group_rows(g, d.active[s])):
             j = g.first + i * g.every
@@ -1222,6 +1222,8 @@ cdef class Frame:
             g.direction = &run.direction[i // per]
             g.first = i % per
             g.every = per
+            g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
+            g.most = (g.units + run.width - 1) // run.width
             g.lines = <barrier_line *>(base + at)
             at += run.width * sizeof(barrier_line)
         run.scratch = base + at

@@ -273,14 +273,11 @@ static void N(pack_transposed)(const pack_t *p) {
         const ptrdiff_t lanes = p->columns - column < LANES ? p->columns - column : LANES;
         const REAL *from = (const REAL *)p->w + ((p->gated ? p->gate[within] * p->columns : 0) + column) * p->ld;
         REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
-        /* blocks of 16 k: a cache line of each source row is read once */
-        for (ptrdiff_t k0 = 0; k0 < p->depth; k0 += 16) {
-            const ptrdiff_t k1 = k0 + 16 < p->depth ? k0 + 16 : p->depth;
-            for (ptrdiff_t l = 0; l < lanes; l++)
-                for (ptrdiff_t k = k0; k < k1; k++) to[k * full * LANES + l] = from[l * p->ld + k];
-            for (ptrdiff_t l = lanes; l < LANES; l++)
-                for (ptrdiff_t k = k0; k < k1; k++) to[k * full * LANES + l] = 0;
-        }
+        ptrdiff_t k = 0;
+        for (; lanes >= LANES && k + LANES <= p->depth; k += LANES)
+            N(transpose)(from + k, p->ld, to + k * full * LANES, full * LANES);
+        for (; k < p->depth; k++)
+            for (ptrdiff_t l = 0; l < LANES; l++) to[k * full * LANES + l] = l < lanes ? from[l * p->ld + k] : 0;
     }
 }
 

@@ -111,6 +111,50 @@ INLINE void N(store_part)(REAL *p, N(vec) x, ptrdiff_t n) {
 }
 #endif
 
+/* Lanes of two vectors taken alternately, from the first half of them or from the second: a0 b0 a1 b1 ... */
+#undef FIRST
+#undef SECOND
+#if LANES == 2
+#define FIRST 0, 2
+#define SECOND 1, 3
+#elif LANES == 4
+#define FIRST 0, 4, 1, 5
+#define SECOND 2, 6, 3, 7
+#elif LANES == 8
+#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#ifndef ALTERNATE
+#ifdef __clang__
+#define ALTERNATE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define ALTERNATE(a, b, ...) __builtin_shuffle(a, b, (N(signed)){__VA_ARGS__})
+#endif
+#endif
+
+/* A square of LANES rows, transposed. Laid out in one line, an element's place is (row, column), two numbers of as many
+ * bits; one round rotates these bits by one place, and after half of them row and column have changed places. */
+INLINE void N(transpose)(const REAL *from, ptrdiff_t ld, REAL *to, ptrdiff_t step) {
+    N(vec) v[LANES], u[LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) v[i] = N(load)(from + i * ld);
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            u[2 * i] = ALTERNATE(v[i], v[i + LANES / 2], FIRST);
+            u[2 * i + 1] = ALTERNATE(v[i], v[i + LANES / 2], SECOND);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) v[i] = u[i];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) N(store)(to + i * step, v[i]);
+}
+
 /* Up to `n` elements (n >= 1), all of them when n >= L: the last vector of a row that is not padded. */
 INLINE N(vec) N(load_upto)(const REAL *p, ptrdiff_t n) { return n >= LANES ? N(load)(p) : N(load_part)(p, n); }
 INLINE void N(store_upto)(REAL *p, N(vec) x, ptrdiff_t n) {

@@ -116,17 +116,13 @@ def pack(cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: A
 class Tape:
     """What a training forward pass keeps for one backward pass."""
 
-    __slots__ = ("directions", "frame", "has_biases", "kept", "lstm", "rows", "weights", "x", "y")
+    __slots__ = ("directions", "frame", "lstm", "rows", "x", "y")
 
-    directions: int
-    frame: Array | None
-    has_biases: tuple[tuple[bool, bool], ...]
-    kept: Any
-    lstm: bool
-    rows: int
-    weights: list[tuple[Array, Array]]
-    x: Array
-    y: Array
+    def __init__(
+        self, frame: Array, x: Array, y: Array, rows: int, lstm: bool, directions: tuple[Direction, ...]
+    ) -> None:
+        self.frame: Array | None = frame
+        self.x, self.y, self.rows, self.lstm, self.directions = x, y, rows, lstm, directions
 
 
 _contiguous = np.ascontiguousarray
@@ -168,19 +164,16 @@ def forward(
                 raise TypeError(f"weights: expected {cell} arrays, got {w.cell} weights packed for inference")
             H = w.hidden_size
             arguments += (w.address, 0, 0, 0, 0)
-            kept.append(w)
         else:
-            weights = _weights(w)
-            H = weights[1].shape[1]
-            arguments.append(0)
-            arguments += map(_id, weights)
-            kept.append(weights)
+            w = w_ih, w_hh, b_ih, b_hh = _weights(w)
+            H = w_hh.shape[1]
+            arguments += (0, id(w_ih), id(w_hh), 0 if b_ih is None else id(b_ih), 0 if b_hh is None else id(b_hh))
         if h0 is not None:
             h0 = _contiguous(h0)
         if c0 is not None:
             c0 = _contiguous(c0)
-        arguments += (_id(h0), _id(c0), reverse)
-        kept.append((h0, c0))
+        arguments += (0 if h0 is None else id(h0), 0 if c0 is None else id(c0), reverse)
+        kept.append((w, h0, c0))
     if D == 1:
         arguments += _NO_DIRECTION
     lstm = cell == "lstm"
@@ -189,8 +182,7 @@ def forward(
     rows = T * B if lengths is None else int(lengths.sum())
     tape_rows = rows * (segments + lstm) if training else 0
     row = (H * dtype.itemsize + 128) * D  # a segment: padded
-    persistent = memory((2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
-    frame = memory(sequence.FRAME_BYTES)
+    frame = memory(sequence.FRAME_BYTES + (2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
     needed = sequence.begin_kernel.call(
         id(frame),
         kernels,
@@ -200,7 +192,6 @@ def forward(
         id(x),
         id(y),
         _id(lengths),
-        id(persistent),
         id(h_n),
         _id(c_n),
         *arguments,
@@ -208,15 +199,9 @@ def forward(
     )
     _run(frame, needed)
     if not training:
-        spare(persistent)
+        spare(frame)
         return y, h_n, c_n, None
-    tape = Tape()
-    tape.directions, tape.frame, tape.kept, tape.x, tape.y = D, frame, persistent, x, y
-    tape.lstm, tape.rows = lstm, rows
-    given: list[Any] = [d[0] for d in directions]
-    tape.weights = [(w[0], w[1]) for w in given]
-    tape.has_biases = tuple((w[2] is not None, w[3] is not None) for w in given)
-    return y, h_n, c_n, tape
+    return y, h_n, c_n, Tape(frame, x, y, rows, lstm, directions)
 
 
 def _run(frame: Array, needed: int) -> None:
@@ -236,8 +221,8 @@ def _run(frame: Array, needed: int) -> None:
 
 def raise_pending(frame: Array) -> None:
     """Raise what a signal handler raised meanwhile."""
-    at = sequence.ERROR // 8
-    ctypes.pythonapi.PyErr_Restore(*(ctypes.c_void_p(int(a)) for a in frame.view(np.int64)[at : at + 3]))
+    error = frame[sequence.ERROR : sequence.ERROR + 24].view(np.int64)
+    ctypes.pythonapi.PyErr_Restore(*(ctypes.c_void_p(int(a)) for a in error))
 
 
 number_of_threads = _number_of_threads()
@@ -250,32 +235,28 @@ def backward(
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
     frame, tape.frame = tape.frame, None  # its memory is overwritten and then let go
-    x, D = tape.x, tape.directions
+    x, rows, lstm, D = tape.x, tape.rows, tape.lstm, len(tape.directions)
     T, B, I = x.shape
     H, dtype = tape.y.shape[2] // D, x.dtype
     dy, dh_n, dc_n = (None if a is None else _contiguous(a) for a in (dy, dh_n, dc_n))
-    rows = tape.rows
     dx = (np.empty if rows == T * B else np.zeros)((T, B, I), dtype)
     make = np.empty if rows else np.zeros
     gradients: list[Any] = []
     kept: list[Any] = []
     arguments: list[int] = []
-    for w_ih, w_hh in tape.weights:
+    given: Any
+    for given, *_ in tape.directions:
+        w_ih, w_hh, b_ih, b_hh = given
         w_ih, w_hh = _contiguous(w_ih), _contiguous(w_hh)
         GH = len(w_hh)
-        g = (
-            make((GH, I), dtype),
-            make((GH, H), dtype),
-            np.zeros(GH, dtype),
-            np.zeros(GH, dtype),
-            np.empty((B, H), dtype),
-            np.empty((B, H), dtype) if tape.lstm else None,
-        )
-        gradients.append(g)
-        kept.append((w_ih, w_hh))
-        arguments += (id(w_ih), id(w_hh), *map(_id, g))
+        g_ih, g_hh = make((GH, I), dtype), make((GH, H), dtype)
+        g_b_ih, g_b_hh = np.zeros(GH, dtype), np.zeros(GH, dtype)
+        dh0, dc0 = np.empty((B, H), dtype), np.empty((B, H), dtype) if lstm else None
+        arguments += (id(w_ih), id(w_hh), id(g_ih), id(g_hh), id(g_b_ih), id(g_b_hh), id(dh0), id(dc0) if lstm else 0)
+        kept.append((w_ih, w_hh, g_b_ih, g_b_hh))  # written to even where nobody asks for them
+        gradients.append((g_ih, g_hh, None if b_ih is None else g_b_ih, None if b_hh is None else g_b_hh, dh0, dc0))
     if D == 1:
-        arguments += (0,) * 8
+        arguments += _NO_DIRECTION
     needed = sequence.begin_backward_kernel.call(
         id(frame),
         sequence.work_backward_kernel.address,
@@ -287,12 +268,8 @@ def backward(
         *arguments,
     )
     _run(frame, needed)
-    spare(tape.kept)
-    tape.kept = None
-    return dx, tuple(
-        (g[0], g[1], g[2] if has_b_ih else None, g[3] if has_b_hh else None, g[4], g[5])
-        for g, (has_b_ih, has_b_hh) in zip(gradients, tape.has_biases, strict=True)
-    )
+    spare(frame)
+    return dx, tuple(gradients)
 
 
 METH_FASTCALL_WITH_NAMES: Final = 0x80 | 0x02

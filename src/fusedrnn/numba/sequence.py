@@ -81,7 +81,7 @@ DIRECTION = record(
     # states (B, H), contiguous, given and asked for: h_n and c_n forward; dh_n and dc_n, dh0 and dc0 backward
     *("given_h", "given_c", "out_h", "out_c", "T"),
 )
-GROUP = record("direction", "first", "every", "gates", "lines", "stop0", "stop1")
+GROUP = record("direction", "first", "every", "units", "most", "gates", "lines", "stop0", "stop1")
 RUN = np.dtype(
     [
         *((name, np.int64) for name in ("size", "width", "groups", "backward", "directions", "direction0")),
@@ -482,7 +482,7 @@ def even(n, size):
 @inner
 def group_rows(g, active):
     q = at(g, GROUP)
-    if q.every == 1:  # a division costs as much as a small tile's row
+    if q.every == 1:
         return active
     return (active - q.first + q.every - 1) // q.every if active > q.first else 0
 
@@ -599,8 +599,7 @@ def stage(k, m, p, q, shared, backwards):
     l = at(at(group.direction, DIRECTION).layer, LAYER)
     each = a.width if a.gated else 1  # vectors a unit vector
     width, whose = run.width, w.seat
-    units = (l.H + l.lanes - 1) // l.lanes
-    most = (units + width - 1) // width
+    units, most = group.units, group.most
     span = most
     rows = max(product.rows, point.rows)
     work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
@@ -652,7 +651,7 @@ def project(k, start, end, shared):
     size = l.size
     gate_bytes = get(l.cell, SEGMENTS) * l.stride * size
     apart = get(l.cell, APART) * l.stride * size
-    units = (l.H + l.lanes - 1) // l.lanes
+    units = group.units
     a, b = part(units, w.seat, width) * VECTOR_BYTES, part(units, w.seat + 1, width) * VECTOR_BYTES
     n = 0
     for s in range(start, end):
@@ -1207,6 +1206,9 @@ def open_run(run, memory):
         q.direction = d
         q.first = i % per
         q.every = per
+        l = at(at(d, DIRECTION).layer, LAYER)
+        q.units = (l.H + l.lanes - 1) // l.lanes
+        q.most = (q.units + r.width - 1) // r.width
         q.lines = at_lines
         q.stop0 = q.stop1 = 0
         at_lines += r.width * LINE
@@ -1331,7 +1333,6 @@ def begin(
     x,
     y,
     lengths,
-    persistent,
     h_n,
     c_n,
     packed,
@@ -1354,9 +1355,10 @@ def begin(
 ):
     """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
 
-    Arrays are objects, 0 for none; packed: the address of a LAYER, else weights; persistent: memory of plan, states and
-    tape, which a tape keeps; team: see `set_team`."""
-    frame, persistent = data_of(frame), data_of(persistent)
+    Arrays are objects, 0 for none; packed: the address of a LAYER, else weights; team: see `set_team`. Behind the frame
+    is room for plan, states and tape, which a tape keeps."""
+    frame = data_of(frame)
+    persistent = frame + FRAME_BYTES
     clear(frame, FRAME_BYTES)
     r = at(frame, RUN)
     r.directions = directions
@@ -1530,7 +1532,7 @@ def pack_end(layer, memory):
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
 work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
-begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 28)})")
+begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 27)})")
 begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")

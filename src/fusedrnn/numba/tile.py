@@ -16,7 +16,7 @@ from numba.core import cgutils, types
 from fusedrnn.numba import vec
 from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner
 from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, put, stack
-from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, zeros
+from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, transpose, zeros
 
 __all__ = ["DEPTH", "PACK", "PANEL", "POINTWISE", "PRODUCT", "all_tiles", "pack", "product", "table_of"]
 
@@ -400,14 +400,15 @@ def pack_transposed(p, like):
         gate = q.gate0 if within == 0 else q.gate1 if within == 1 else q.gate2 if within == 2 else q.gate3
         source = q.w + ((gate * q.columns if q.gated else 0) + column) * ld * size
         to = q.out + (panel * q.width * depth + within) * L * size
-        for k0 in range(0, depth, 16):  # a cache line of each source row is read once
-            k1 = min(k0 + 16, depth)
-            for i in range(valid):
-                for k in range(k0, k1):
-                    set_real(to, k * full * L + i, real(source, i * ld + k, like))
-            for i in range(valid, L):
-                for k in range(k0, k1):
-                    set_real(to, k * full * L + i, by_dtype(like, 0.0, 0.0))
+        k = 0
+        while valid == L and k + L <= depth:
+            transpose(source + k * size, ld, to + k * full * L * size, full * L, like)
+            k += L
+        while k < depth:
+            for i in range(L):
+                value = real(source, i * ld + k, like) if i < valid else by_dtype(like, 0.0, 0.0)
+                set_real(to, k * full * L + i, value)
+            k += 1
 
 
 @inner

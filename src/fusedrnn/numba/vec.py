@@ -32,6 +32,7 @@ __all__ = [
     "set_real",
     "store",
     "store_upto",
+    "transpose",
     "xor_sign",
     "zeros",
 ]
@@ -311,6 +312,29 @@ def store(typing: Any, address: Any, i: Any, x: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, x), codegen
+
+
+@emitted
+def transpose(typing: Any, source: Any, ld: Any, to: Any, step: Any, like: Any) -> Any:
+    """A square of L rows at `source`, `ld` elements apart, to L rows at `to`, `step` elements apart, transposed."""
+    real = real_of(like)
+    L = VECS[real].lanes
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        source, ld, to, step, _ = values
+        rows = [builder.mul(ir.Constant(ld.type, i), ld) for i in range(L)]
+        v = [emit_load(builder, pointer(builder, source, real, row), real) for row in rows]
+        alternate = [i // 2 + i % 2 * L for i in range(2 * L)]  # a0 b0 a1 b1 ...
+        mask = ir.VectorType(ir.IntType(32), L)
+        halves = ir.Constant(mask, alternate[:L]), ir.Constant(mask, alternate[L:])
+        for _ in range(L.bit_length() - 1):
+            v = [builder.shuffle_vector(v[i], v[i + L // 2], half) for i in range(L // 2) for half in halves]
+        for i in range(L):
+            emit_store(builder, v[i], pointer(builder, to, real, builder.mul(ir.Constant(step.type, i), step)), real)
+        return context.get_dummy_value()
+
+    word = types.int64
+    return types.void(word, word, word, word, like), codegen
 
 
 @emitted
