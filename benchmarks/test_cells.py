@@ -11,7 +11,7 @@ from conftest import Timer, every_backend, fast_backends, over
 
 from fusedrnn.bench.work import Work
 
-REFERENCE_FLOPS = 5e8
+REFERENCE_FLOPS = 1e8
 
 grid = [
     (Work(cell, *shape, dtype), mode)
