@@ -129,11 +129,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
     results = [result for mode in options.modes for result in compare(mode, options)]
+    shown = [a for before, a in zip(["", *arguments], arguments, strict=False) if "--json" not in (before, a)]
     run = {
         "machine_info": machine.describe() | {"threads": options.threads},
         "versions": versions(options.peers),
         "datetime": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}",
-        "command": "make bench-peers" + (f" ARGS={shlex.quote(shlex.join(arguments))}" if arguments else ""),
+        "command": "make bench-peers" + (f" ARGS={shlex.quote(shlex.join(shown))}" if shown else ""),
         "results": results,
     }
     for mode in options.modes:
