@@ -78,7 +78,8 @@ def changes(base: dict[str, list[float]], new: dict[str, list[float]]) -> list[C
     """Of the benchmarks in both runs, by their fractions."""
     logs = {name: ([math.log(f) for f in base[name]], [math.log(f) for f in new[name]]) for name in base if name in new}
     moved = {name: statistics.median(after) - statistics.median(before) for name, (before, after) in logs.items()}
-    between = max(spread(list(moved.values())), reach(list(moved.values()))) if len(moved) > 2 else 0.0
+    values = list(moved.values())
+    between = max(spread(values), reach(values)) if len(values) > 2 else 0.0
     return [
         Change(name, moved[name], math.hypot(error(before), error(after), between))
         for name, (before, after) in logs.items()

@@ -677,7 +677,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
-    cdef bint streams = g.most * unit_bytes > L2_SHARE            # the weights come from beyond L2 in every step
+    cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
     elif streams:

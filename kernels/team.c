@@ -26,7 +26,7 @@ typedef struct {
     _Alignas(128) int state;
     int asleep;
     int rank;
-    double signalled; /* when the caller woke it up; 0 since it fell asleep and nobody has called (under the lock) */
+    double signalled; /* when it was woken up; 0 from its falling asleep until then (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } worker;

@@ -58,8 +58,8 @@ def spare(block: Array) -> None:
     """Keep memory that is done with, if it is worth it, for whoever comes next."""
     if SPARE_LEAST <= len(block) <= SPARE_MOST:
         _spares[id(block)] = block
-        if len(_spares) > SPARES:
-            _spares.pop(min(tuple(_spares.items()), key=lambda item: len(item[1]))[0], None)
+        for key, _ in sorted(_spares.items(), key=lambda item: len(item[1]))[:-SPARES]:
+            _spares.pop(key, None)
 
 
 @functools.cache
@@ -167,12 +167,12 @@ def forward(
         else:
             w = w_ih, w_hh, b_ih, b_hh = _weights(w)
             H = w_hh.shape[1]
-            arguments += (0, id(w_ih), id(w_hh), 0 if b_ih is None else id(b_ih), 0 if b_hh is None else id(b_hh))
+            arguments += (0, id(w_ih), id(w_hh), _id(b_ih), _id(b_hh))
         if h0 is not None:
             h0 = _contiguous(h0)
         if c0 is not None:
             c0 = _contiguous(c0)
-        arguments += (0 if h0 is None else id(h0), 0 if c0 is None else id(c0), reverse)
+        arguments += (_id(h0), _id(c0), reverse)
         kept.append((w, h0, c0))
     if D == 1:
         arguments += _NO_DIRECTION
@@ -252,7 +252,7 @@ def backward(
         g_ih, g_hh = make((GH, I), dtype), make((GH, H), dtype)
         g_b_ih, g_b_hh = np.zeros(GH, dtype), np.zeros(GH, dtype)
         dh0, dc0 = np.empty((B, H), dtype), np.empty((B, H), dtype) if lstm else None
-        arguments += (id(w_ih), id(w_hh), id(g_ih), id(g_hh), id(g_b_ih), id(g_b_hh), id(dh0), id(dc0) if lstm else 0)
+        arguments += (id(w_ih), id(w_hh), id(g_ih), id(g_hh), id(g_b_ih), id(g_b_hh), id(dh0), _id(dc0))
         kept.append((w_ih, w_hh, g_b_ih, g_b_hh))  # written to even where nobody asks for them
         gradients.append((g_ih, g_hh, None if b_ih is None else g_b_ih, None if b_hh is None else g_b_hh, dh0, dc0))
     if D == 1:

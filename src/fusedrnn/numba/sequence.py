@@ -64,6 +64,7 @@ SIGNAL_SECONDS = 0.05
 SIGNAL_WORK = 2e7
 COST_BARRIER, COST_CALL = 350.0, 2000.0
 RATE_FMA, RATE_L1, RATE_L2, RATE_L3 = 55.0, 150.0, 80.0, 20.0
+STREAMING = 0.25
 NO_TIME = 1e300
 
 MATRIX = record(
@@ -599,12 +600,11 @@ def stage(k, m, p, q, shared, backwards):
     l = at(at(group.direction, DIRECTION).layer, LAYER)
     each = a.width if a.gated else 1  # vectors a unit vector
     width, whose = run.width, w.seat
-    units, most = group.units, group.most
-    span = most
+    span = group.most
     rows = max(product.rows, point.rows)
     work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
     unit_bytes = each * a.depth * VECTOR_BYTES
-    streams = most * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
+    streams = group.most * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if a.gated else PANEL
     elif streams:
@@ -612,7 +612,7 @@ def stage(k, m, p, q, shared, backwards):
     # W_ih, too, has to make room in L2 while the steps go on
     product.prefetch = 1 if rows >= FEW_ROWS and (streams or point.rows == 0) else 0
     for _ in range(width if shared else 1):
-        first, last = part(units, whose, width), part(units, whose + 1, width)
+        first, last = part(group.units, whose, width), part(group.units, whose + 1, width)
         blocks, origin = 1, first
         if span < last - first:
             origin = first // span * span  # whole panels where the share allows
@@ -1122,7 +1122,9 @@ def step_cost(d, groups, width):
     rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
-    return max(arithmetic, weights / rate) + pointwise + (COST_BARRIER * get(l.cell, STAGES) if width > 1 else 0.0)
+    streaming = STREAMING * weights / rate if weights > L2_SHARE else 0.0
+    meeting = COST_BARRIER * get(l.cell, STAGES) if width > 1 else 0.0
+    return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
 @inner

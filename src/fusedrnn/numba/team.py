@@ -36,7 +36,7 @@ from fusedrnn.numba.machine import (
 __all__ = ["functions", "spin"]
 
 MOST = 256
-SPIN_SECONDS, WAKE_SECONDS, LATE_SECONDS = 100e-6, 200e-6, 10e-6
+SPIN_SECONDS, WAKE_SECONDS, LATE_SECONDS, LONG_PATIENCE = 100e-6, 200e-6, 10e-6, 900e-6
 IDLE, CALLED, PRESENT, GO = 0, 1, 2, 3
 
 WORKER = np.dtype(
@@ -156,7 +156,7 @@ def acquire(wanted, patience, team):
     now = seconds()
     deadline = now + patience
     granted = 1
-    if now < t.crowded_until:
+    if now < t.crowded_until and patience < LONG_PATIENCE:
         wanted = 1
     for i in range(1, wanted):
         me = worker_of(team, i)
