@@ -228,10 +228,9 @@ def keras(job: Work, mode: str, threads: int) -> Run:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    keras.backend.set_floatx(job.dtype)
     kind, options = LAYERS[job.cell]
     w, u, b, v = job.weights.values()
-    more: dict[str, Any] = {"return_sequences": True}
+    more: dict[str, Any] = {"return_sequences": True, "dtype": job.dtype}
     if kind == "LSTM":
         made, bias = keras.layers.LSTM(job.H, **more), b + v
     elif kind == "GRU":  # its gates: z, r, n; n keeps both biases apart where the reset comes after the product
@@ -240,7 +239,7 @@ def keras(job: Work, mode: str, threads: int) -> Run:
         bias = np.stack([b, v]) if options.get("reset_after", True) else b + v
     else:
         made, bias = keras.layers.SimpleRNN(job.H, activation=options.get("nonlinearity", "tanh"), **more), b + v
-    net = keras.Sequential([keras.Input((job.T, job.I)), made])
+    net = keras.Sequential([keras.Input((job.T, job.I), dtype=job.dtype), made])
     made.set_weights([w.T, u.T, bias])
     x = np.ascontiguousarray(job.x.swapaxes(0, 1))
     return lambda: net.predict_on_batch(x).swapaxes(0, 1)
