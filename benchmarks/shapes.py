@@ -32,7 +32,7 @@ STREAMS: tuple[Shape, ...] = (
 )
 
 # DeepBench's training and server shapes, I = H. Its T, unless one forward pass would take more than DEEP operations:
-# a step costs the same as the one before, and the suite has a time to keep. FEWEST steps share what a sequence costs once.
+# a step costs the same as the one before, and the suite has a time to keep. FEWEST share what a sequence costs once.
 DEEP, FEWEST = 8e9, 8
 DEEPBENCH: tuple[tuple[str, Shape], ...] = (
     *(("lstm", (B, 25, H, H)) for H in (512, 1024, 2048) for B in (16, 32, 64, 128)),

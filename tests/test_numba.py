@@ -240,6 +240,13 @@ def test_signals_in_a_call():
 # Cells in users' code ------------------------------------------------------------------------------------------------
 
 G = {"lstm": 4, "gru": 3, "rnn": 1}
+FORMS = {
+    "lstm": ("lstm", {}),
+    "gru": ("gru", {}),
+    "gru_reset_before": ("gru", {"reset_after": False}),
+    "rnn_tanh": ("rnn", {}),
+    "rnn_relu": ("rnn", {"nonlinearity": "relu"}),
+}
 
 
 def weights_of(cell, I, H, dtype, rng):
@@ -248,21 +255,22 @@ def weights_of(cell, I, H, dtype, rng):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("cell", G)
-def test_sequences_in_jitted_code(cell, dtype):
+@pytest.mark.parametrize("form", FORMS)
+def test_sequences_in_jitted_code(form, dtype):
     """The bits of the layer, for one sequence and for a batch of several tiles; the state is the last."""
     rng = np.random.default_rng(0)
+    cell, options = FORMS[form]
     pack, sequence = getattr(nb, f"{cell}_weights"), getattr(nb, f"{cell}_sequence")
     for T, B, I, H in ((6, 1, 3, 5), (5, 7, 20, 33), (4, 13, 64, 64)):
         given = weights_of(cell, I, H, dtype, rng)
         x = rng.standard_normal((T, B, I)).astype(dtype)
-        want = getattr(fr, f"{cell}_forward")(x, *given, backend="numba")
+        want = getattr(fr, f"{cell}_forward")(x, *given, **options, backend="numba")
         y, h, c = np.empty((T, B, H), dtype), np.zeros((B, H), dtype), np.zeros((B, H), dtype)
-        sequence(pack(*given), x, *((h, c) if cell == "lstm" else (h,)), y)
+        sequence(pack(*given, **options), x, *((h, c) if cell == "lstm" else (h,)), y)
         assert np.array_equal(y, want[0])
         assert np.array_equal(h, want[1])
         y, h, c = np.empty((T, H), dtype), np.zeros(H, dtype), np.zeros(H, dtype)
-        sequence(pack(*given), x[:, 0].copy(), *((h, c) if cell == "lstm" else (h,)), y)
+        sequence(pack(*given, **options), x[:, 0].copy(), *((h, c) if cell == "lstm" else (h,)), y)
         assert np.array_equal(y, want[0][:, 0])
 
 

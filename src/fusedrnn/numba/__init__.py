@@ -12,6 +12,7 @@ except ModuleNotFoundError as error:
 
 from fusedrnn.numba.backend import backward, compile, forward, pack, sigmoid, stream, tanh  # noqa: A004
 from fusedrnn.numba.cells import (
+    GRUResetBeforeWeights,
     GRUWeights,
     LSTMWeights,
     RNNWeights,
@@ -28,6 +29,7 @@ from fusedrnn.numba.cells import (
 from fusedrnn.threads import get_num_threads, set_num_threads
 
 __all__ = [
+    "GRUResetBeforeWeights",
     "GRUWeights",
     "LSTMWeights",
     "RNNWeights",

@@ -12,18 +12,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.extending import overload
 
 from fusedrnn import checks
 from fusedrnn.checks import Array
-from fusedrnn.numba.gru import gru
+from fusedrnn.numba.gru import gru, gru_reset_before
 from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner, public
 from fusedrnn.numba.lstm import lstm
-from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, put, stack
+from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, get, put, stack
 from fusedrnn.numba.rnn import rnn_relu, rnn_tanh
 from fusedrnn.numba.tile import PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, WIDEST, product, table_of
 from fusedrnn.numba.vec import itemsize, lanes
 
 __all__ = [
+    "GRUResetBeforeWeights",
     "GRUWeights",
     "LSTMWeights",
     "RNNWeights",
@@ -55,6 +57,16 @@ class GRUWeights(NamedTuple):
 
     x: Array
     h: Array
+    bias: Array
+
+
+class GRUResetBeforeWeights(NamedTuple):
+    """The same of the form that resets before the product: of W_hh, h has the gates r and z, (panels, K, 2, L), and n
+    has gate n, (panels, K, 4, L)."""
+
+    x: Array
+    h: Array
+    n: Array
     bias: Array
 
 
@@ -133,8 +145,10 @@ def lstm_weights(w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Arra
     return LSTMWeights(*_weights(4, 4, order, order, order, order, (w_ih, w_hh, b_ih, b_hh)))
 
 
-def gru_weights(w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> GRUWeights:
-    """Pack the weights of a GRU cell (PyTorch's form, ``reset_after=True``) for `gru_step` and `gru_sequence`.
+def gru_weights(
+    w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None, reset_after: bool = True
+) -> GRUWeights | GRUResetBeforeWeights:
+    """Pack the weights of a GRU cell for `gru_step` and `gru_sequence`.
 
     Parameters
     ----------
@@ -144,18 +158,25 @@ def gru_weights(w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array
         The same of the state.
     b_ih, b_hh : ndarray, shape (3*H,), optional
         Zeros if None.
+    reset_after : bool, default True
+        PyTorch's form, n = tanh(W_n x + b + r * (U_n h + c)), or else n = tanh(W_n x + b + U_n (r * h) + c).
 
     Returns
     -------
-    GRUWeights
-        A copy, in the layout of this CPU's registers.
+    GRUWeights or GRUResetBeforeWeights
+        A copy, in the layout of this CPU's registers; its type tells jitted code the form.
 
     Raises
     ------
     TypeError, ValueError
         A dtype or a shape does not fit.
     """
-    return GRUWeights(*_weights(3, 4, (2, 0, 1), (0, 1, 2), (1, 2, 0), (1, 2, 3), (w_ih, w_hh, b_ih, b_hh)))
+    given, x, of_x = (w_ih, w_hh, b_ih, b_hh), (2, 0, 1), (1, 2, 0)
+    if reset_after:
+        return GRUWeights(*_weights(3, 4, x, (0, 1, 2), of_x, (1, 2, 3), given))
+    of_inputs, of_state, bias = _weights(3, 4, x, (0, 1), of_x, of_x, given)
+    w_hh = np.asarray(w_hh)
+    return GRUResetBeforeWeights(of_inputs, of_state, _panels(w_hh, (2,), w_hh.shape[1]), bias)
 
 
 def rnn_weights(
@@ -211,10 +232,10 @@ def scratch(typing: Any, size: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states):  # type: ignore[no-untyped-def]
+def step_of(pointwise, widths, segments, h_segment, apart, two_states):  # type: ignore[no-untyped-def]
     """Make a cell's step over rows: step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like), all but the
-    weights and `like` integers: addresses, bytes from a row to the next."""
-    table = table_of((min(width, WIDEST), width) if width == PANEL else (width,), fetch=False)
+    weights and `like` integers: addresses, bytes from a row to the next. widths: of the panels it meets."""
+    table = table_of(widths, fetch=False)
 
     @inner
     def step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):
@@ -241,25 +262,16 @@ def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states)
             clear(p, PRODUCT_BYTES)
             g = at(p, PRODUCT)
             g.tiles = table(like)
-            g.rows, g.segments, g.a_step, g.width = n, 1, 1, width
+            g.rows, g.segments, g.a_step = n, 1, 1
             g.out, g.init = out, address(weights.bias)
-            if segments == 1:
-                g.out_step, g.out_panel = L, width * L
-            else:
-                g.out_step, g.out_panel = stride, L
-            g.a, g.depth, g.w = a_x, I, address(weights.x)
-            g.vectors = g.last = weights.x.shape[0] * width
-            g.out_offset = x_segment * stride
-            product(p, like)
-            g.a, g.depth, g.w = a_h, H, address(weights.h)
+            multiply(p, like, a_x, weights.x, 0, stride if segments > 1 else L)
             g.init, g.accumulate = 0, 1
-            g.out_offset = h_segment * stride
-            product(p, like)
+            multiply(p, like, a_h, weights.h, h_segment * stride, stride if segments > 1 else L)
             clear(q, POINTWISE_BYTES)
             e = at(q, POINTWISE)
             e.rows, e.last, e.stride = n, H, stride
             e.gates, e.h_prev, e.h, e.c_prev, e.c = out, a_h, a_h, a_c, a_c
-            pointwise(q, like, weights)
+            pointwise(p, q, like, weights)
             if two_states:
                 for i in range(n):
                     copy(c + (row0 + i) * c_step, cells + i * stride * size, H * size)
@@ -269,26 +281,65 @@ def step_of(pointwise, width, segments, x_segment, h_segment, apart, two_states)
 
 
 @inner
-def lstm_pointwise(q, like, weights):
+def multiply(p, like, a, w, out_offset, out_step):
+    """The product of rows a and packed weights w: out_step elements from a vector of a panel to the next."""
+    g, L = at(p, PRODUCT), lanes(like)
+    g.a, g.depth, g.w, g.width = a, w.shape[1], address(w), w.shape[2]
+    g.vectors = g.last = w.shape[0] * w.shape[2]
+    g.out_offset, g.out_step, g.out_panel = out_offset, out_step, w.shape[2] * L if out_step == L else L
+    product(p, like)
+
+
+@inner
+def lstm_pointwise(p, q, like, weights):
     lstm(q, like)
 
 
 @inner
-def gru_pointwise(q, like, weights):
+def gru_pointwise(p, q, like, weights):
     gru(q, like)
 
 
 @inner
-def rnn_pointwise(q, like, weights):
+def gru_reset_before_pointwise(p, q, like, weights):
+    gru_reset_before(q, like)
+    g, e = at(p, PRODUCT), at(q, POINTWISE)
+    a = stack(ROW_BYTES)
+    for i in range(g.rows):
+        put(a, i, get(g.out, i) + 3 * e.stride * itemsize(like))
+    multiply(p, like, a, weights.n, 0, lanes(like))  # C5
+    e.stage = 1
+    gru_reset_before(q, like)
+
+
+@inner
+def rnn_pointwise(p, q, like, weights):
     if weights.relu:
         rnn_relu(q, like)
     else:
         rnn_tanh(q, like)
 
 
-lstm_rows = step_of(lstm_pointwise, 4, 4, 0, 0, 0, True)
-gru_rows = step_of(gru_pointwise, 3, 4, 0, 1, 3, False)
-rnn_rows = step_of(rnn_pointwise, PANEL, 1, 0, 0, 0, False)
+LINEAR = (min(PANEL, WIDEST), PANEL)
+lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, 0, True)
+gru_after_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
+gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, 0, False)
+rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, 0, False)
+
+
+def gru_rows(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
+    """The step of the form that the weights are of."""
+    raise NotImplementedError
+
+
+@overload(gru_rows)  # type: ignore[untyped-decorator]
+def _gru_rows(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
+    step = gru_before_rows if weights.instance_class is GRUResetBeforeWeights else gru_after_rows
+
+    def call(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
+        step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like)
+
+    return call
 
 
 @inner
@@ -368,11 +419,11 @@ def lstm_sequence(weights, x, h, c, y):
 
 @public
 def gru_step(weights, x, h):
-    """One time step of a GRU (PyTorch's form), for use in jitted code: h becomes the new state.
+    """One time step of a GRU (the form is the weights'), for use in jitted code: h becomes the new state.
 
     Parameters
     ----------
-    weights : GRUWeights
+    weights : GRUWeights or GRUResetBeforeWeights
         Of `gru_weights`.
     x : array, shape (I,) or (B, I)
         Input of the step, of the weights' dtype, rows contiguous.
@@ -391,11 +442,11 @@ def gru_step(weights, x, h):
 
 @public
 def gru_sequence(weights, x, h, y):
-    """A whole sequence of a GRU (PyTorch's form), for use in jitted code: y takes every h; h becomes the last.
+    """A sequence of a GRU (the form is the weights'), for use in jitted code: y takes every h, h becomes the last.
 
     Parameters
     ----------
-    weights : GRUWeights
+    weights : GRUWeights or GRUResetBeforeWeights
         Of `gru_weights`.
     x : array, shape (T, I) or (T, B, I)
         Inputs, of the weights' dtype, rows contiguous.
