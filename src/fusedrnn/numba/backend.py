@@ -68,21 +68,22 @@ def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int, int]:
     name, real = REALS[dtype]
     like = types.NumberClass(real)
     product, pack = (Kernel(f, types.void(types.int64, like)) for f in (tile.product, tile.pack))
-    return int(Kernel(_tiles, types.int64(like)).call(name)), product.address, pack.address
+    return int(Kernel(_tiles, types.int64(like)).call(name)), product.native, pack.native
 
 
 @functools.cache
 def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
     """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
-    pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).address
+    pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).native
     description = sequence.CELL[cell]
-    found = np.array([description.ctypes.data, *of_dtype(dtype), pointwise, dtype.itemsize], np.int64)
+    found = np.array([description.ctypes.data, *of_dtype(dtype), pointwise, dtype.itemsize, _team()[0]], np.int64)
     return found.ctypes.data, int(description[sequence.SEGMENTS]), found
 
 
 @functools.cache
 def _team() -> tuple[int, Array]:
-    found = np.array([*team.functions(), sequence.work_kernel.address], np.int64)
+    kernels = sequence.work_kernel.address, sequence.carry_out_kernel.address
+    found = np.array([*team.functions(), *kernels, id(None)], np.int64)
     return found.ctypes.data, found
 
 
@@ -94,18 +95,16 @@ def _number_of_threads() -> Any:
 class Packed:
     """Weights packed for the forward pass: immutable, shared freely between threads."""
 
-    __slots__ = ("_memory", "address", "cell", "dtype", "hidden_size", "input_size")
+    __slots__ = ("_memory", "cell", "dtype", "hidden_size", "input_size", "layer")
 
     def __init__(self, cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None, b_hh: Array | None) -> None:
         self.cell, self.dtype, self.input_size, self.hidden_size = cell, w_ih.dtype, w_ih.shape[1], w_hh.shape[1]
         weights = _weights((w_ih, w_hh, b_ih, b_hh))
         kernels, _, _ = _kernels(cell, w_ih.dtype)
-        layer = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
-        self.address = layer.ctypes.data
-        needed = sequence.pack_begin_kernel.call(self.address, kernels, *map(_id, weights))
-        data = memory(needed)
-        sequence.pack_end_kernel.call(self.address, data.ctypes.data)
-        self._memory = layer, data
+        self.layer = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
+        address = self.layer.ctypes.data
+        self._memory = memory(sequence.pack_begin_kernel.call(address, kernels, *map(_id, weights)))
+        sequence.pack_end_kernel.call(address, self._memory.ctypes.data)
 
 
 def pack(cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> Packed:
@@ -142,7 +141,8 @@ def _weights(w: Any) -> tuple[Array, Array, Array | None, Array | None]:
     )
 
 
-_NO_DIRECTION: Final = (0,) * 8
+ROOM: Final = 1 << 16
+"""Bytes behind a frame for what a run needs; a larger one costs a second call."""
 
 
 def forward(
@@ -156,48 +156,32 @@ def forward(
     T, B, _ = x.shape
     D, dtype = len(directions), x.dtype
     kernels, segments, _ = _kernels(cell, dtype)
-    kept: list[Any] = []
-    arguments: list[Any] = []
+    given: list[Any] = []
+    reversed_ = 0
     for w, h0, c0, reverse in directions:
         if type(w) is Packed:
             if training or w.cell != cell:
                 raise TypeError(f"weights: expected {cell} arrays, got {w.cell} weights packed for inference")
             H = w.hidden_size
-            arguments += (w.address, 0, 0, 0, 0)
+            given += (w.layer, None, None, None, None)
         else:
-            w = w_ih, w_hh, b_ih, b_hh = _weights(w)
-            H = w_hh.shape[1]
-            arguments += (0, id(w_ih), id(w_hh), _id(b_ih), _id(b_hh))
-        if h0 is not None:
-            h0 = _contiguous(h0)
-        if c0 is not None:
-            c0 = _contiguous(c0)
-        arguments += (_id(h0), _id(c0), reverse)
-        kept.append((w, h0, c0))
-    if D == 1:
-        arguments += _NO_DIRECTION
+            weights = _weights(w)
+            H = weights[1].shape[1]
+            given += (None, *weights)
+        given += (None if h0 is None else _contiguous(h0), None if c0 is None else _contiguous(c0))
+        reversed_ = 2 * reversed_ + reverse
     lstm = cell == "lstm"
     y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
     c_n = np.empty((D, B, H), dtype) if lstm else None
     rows = T * B if lengths is None else int(lengths.sum())
     tape_rows = rows * (segments + lstm) if training else 0
     row = (H * dtype.itemsize + 128) * D  # a segment: padded
-    frame = memory(sequence.FRAME_BYTES + (2 * (T if B else 0) + 2 * B + 9) * 8 + (B * (1 + lstm) + tape_rows) * row)
-    needed = sequence.begin_kernel.call(
-        id(frame),
-        kernels,
-        _team()[0],
-        number_of_threads(),
-        training,
-        id(x),
-        id(y),
-        _id(lengths),
-        id(h_n),
-        _id(c_n),
-        *arguments,
-        D,
-    )
-    _run(frame, needed)
+    plan = (2 * (T if B else 0) + 2 * B + 9) * 8
+    frame = memory(sequence.FRAME_BYTES + plan + (B * (1 + lstm) + tape_rows) * row + ROOM)
+    objects = (x, y, lengths, h_n, c_n, *given)
+    needed = sequence.begin_kernel.call(id(frame), kernels, number_of_threads(), training, reversed_, D, id(objects))
+    if needed:
+        _run(frame, needed)
     if not training:
         spare(frame)
         return y, h_n, c_n, None
@@ -205,17 +189,18 @@ def forward(
 
 
 def _run(frame: Array, needed: int) -> None:
-    """Run what was begun."""
-    try:
-        if needed < 0:
-            raise MemoryError("x: a step of it is more than this machine can address")
-        work = memory(needed)
-    except BaseException:
-        sequence.give_up_kernel.call(id(frame))
-        raise
-    done = sequence.go_kernel.call(id(frame), id(work))
-    spare(work)
-    if not done:
+    """Run what was begun and did not find room behind the frame."""
+    if needed > 0 or needed == sequence.NO_ROOM:
+        try:
+            if needed < 0:
+                raise MemoryError("x: a step of it is more than this machine can address")
+            work = memory(needed)
+        except BaseException:
+            sequence.give_up_kernel.call(id(frame))
+            raise
+        needed = sequence.go_kernel.call(id(frame), id(work))
+        spare(work)
+    if needed:
         raise_pending(frame)
 
 
@@ -242,32 +227,22 @@ def backward(
     dx = (np.empty if rows == T * B else np.zeros)((T, B, I), dtype)
     make = np.empty if rows else np.zeros
     gradients: list[Any] = []
-    kept: list[Any] = []
-    arguments: list[int] = []
+    objects: list[Any] = [dy, dh_n, dc_n, dx]
     given: Any
     for given, *_ in tape.directions:
         w_ih, w_hh, b_ih, b_hh = given
-        w_ih, w_hh = _contiguous(w_ih), _contiguous(w_hh)
         GH = len(w_hh)
         g_ih, g_hh = make((GH, I), dtype), make((GH, H), dtype)
-        g_b_ih, g_b_hh = np.zeros(GH, dtype), np.zeros(GH, dtype)
+        g_b_ih, g_b_hh = np.zeros(GH, dtype), np.zeros(GH, dtype)  # written to even where nobody asks for them
         dh0, dc0 = np.empty((B, H), dtype), np.empty((B, H), dtype) if lstm else None
-        arguments += (id(w_ih), id(w_hh), id(g_ih), id(g_hh), id(g_b_ih), id(g_b_hh), id(dh0), _id(dc0))
-        kept.append((w_ih, w_hh, g_b_ih, g_b_hh))  # written to even where nobody asks for them
+        objects += (_contiguous(w_ih), _contiguous(w_hh), g_ih, g_hh, g_b_ih, g_b_hh, dh0, dc0)
         gradients.append((g_ih, g_hh, None if b_ih is None else g_b_ih, None if b_hh is None else g_b_hh, dh0, dc0))
-    if D == 1:
-        arguments += _NO_DIRECTION
+    held = tuple(objects)
     needed = sequence.begin_backward_kernel.call(
-        id(frame),
-        sequence.work_backward_kernel.address,
-        number_of_threads(),
-        _id(dy),
-        _id(dh_n),
-        _id(dc_n),
-        id(dx),
-        *arguments,
+        id(frame), sequence.work_backward_kernel.address, number_of_threads(), id(held)
     )
-    _run(frame, needed)
+    if needed:
+        _run(frame, needed)
     spare(frame)
     return dx, tuple(gradients)
 
@@ -317,7 +292,7 @@ class Stream:
     def _open(self) -> None:
         """Lay everything out for the present number of threads; the states become zeros."""
         frames, places = self._kept[:2]
-        addresses = np.array([p.address for p in self._layers], np.int64)
+        addresses = np.array([p.layer.ctypes.data for p in self._layers], np.int64)
         need = sequence.open_stream_kernel.call(self._address, self._team, number_of_threads(), addresses.ctypes.data)
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
@@ -461,10 +436,10 @@ def compile(  # noqa: A001
         checks.choice("cells", cell, tuple(sequence.CELL))
     found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
     _team()
+    _ = sequence.work_backward_kernel.address, sequence.step_method_kernel.address
     for value in vars(sequence).values():
-        if isinstance(value, Kernel) and value.function not in (sequence.work, sequence.work_backward):
+        if isinstance(value, Kernel) and "address" not in vars(value):
             _ = value.call
-    _ = sequence.work_backward_kernel.address
     for cell in cells:
         for dtype in found:
             _kernels(cell, np.dtype(dtype))

@@ -18,7 +18,7 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inner", "public"]
+__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inlined", "inner", "public"]
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("fusedrnn.numba needs Numba's compiler, and NUMBA_DISABLE_JIT is set")
@@ -119,6 +119,11 @@ def inner(function: Callable[..., Any]) -> Any:
     return numba.njit(pipeline_class=_Inner, **_INNER)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """The same, into its caller: for what a small step passes through, where LLVM finds it too long."""
+    return numba.njit(pipeline_class=_Inner, forceinline=True, **_INNER)(function)
+
+
 def public(function: Callable[..., Any]) -> Any:
     """Compile for users' own jitted functions, for whatever argument types come."""
     return _cached(numba.njit(cache=True, **_OPTIONS)(function))
@@ -148,6 +153,13 @@ class Kernel:
         with timed(self.function.__name__):
             self._callback.compile()
         return int(self._callback.address)
+
+    @functools.cached_property
+    def native(self) -> int:
+        """The function as `call_native` calls it, without the wrapper that C needs."""
+        _ = self.address
+        result = self._callback._cache.result
+        return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name))
 
 
 emitted = intrinsic
@@ -202,9 +214,13 @@ class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no t
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         global _misses
-        found = super().load_overload(sig, target_context)
-        _misses += found is None
-        return found
+        self.result = super().load_overload(sig, target_context)
+        _misses += self.result is None
+        return self.result
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        self.result = data
+        super().save_overload(sig, data)
 
 
 def _cached(dispatcher: Any) -> Any:

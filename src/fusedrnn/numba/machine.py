@@ -16,6 +16,7 @@ __all__ = [
     "at",
     "call",
     "call_acquire",
+    "call_native",
     "call_nothing",
     "call_python",
     "clear",
@@ -143,6 +144,20 @@ def call(typing: Any, function: Any, *args: Any) -> Any:
         return _void(context)
 
     return types.void(types.int64, types.StarArgTuple(args)), codegen
+
+
+@emitted
+def call_native(typing: Any, function: Any, address: Any) -> Any:
+    """Call the native function (address, like) of a Kernel, which has Numba's own convention; it gives nothing back."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        word = I8.as_pointer()
+        p = builder.inttoptr(values[0], ir.FunctionType(I32, [word.as_pointer()] * 2 + [I64, word]).as_pointer())
+        nothing, error = (cgutils.alloca_once(builder, word) for _ in range(2))
+        builder.call(p, [nothing, error, values[1], word(None)])
+        return _void(context)
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @emitted

@@ -15,6 +15,7 @@ from fusedrnn.numba.machine import (
     at,
     call,
     call_acquire,
+    call_native,
     call_nothing,
     call_python,
     clear,
@@ -88,7 +89,8 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("size", "width", "groups", "backward", "directions", "direction0")),
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
-        *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "granted")),
+        *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "carry_out", "none")),
+        *((name, np.int64) for name in ("granted", "room", "room_end")),
         ("outside", np.int64),  # the caller's floating-point state, for its signal handlers
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
@@ -267,13 +269,13 @@ def pack_matrix(m, layer, rank, size, rows):
     if a.transposed:
         if not a.gated:
             p.w = a.w + get(a.gates, 0) * a.columns * a.ld * l.size
-        call(l.pack, address, 0)
+        call_native(l.pack, address)
     elif p.first < p.last:
         for k in range(a.depth):
             g = k // a.gate_rows
             put(rows, k, a.w + (get(a.gates, g) * a.gate_rows + k - g * a.gate_rows) * a.ld * l.size)
         p.row = rows
-        call(l.pack, address, 0)
+        call_native(l.pack, address)
 
 
 @inner
@@ -630,11 +632,11 @@ def stage(k, m, p, q, shared, backwards):
             product.next = 0
             if product.prefetch and turn + 1 < blocks:
                 product.next = product.w + (begin - span if backwards else end) * unit_bytes
-            call(l.product, p, 0)
+            call_native(l.product, p)
             if point.rows:
                 point.first = begin * l.lanes
                 point.last = min(end * l.lanes, l.H)
-                call(l.pointwise, q, 0)
+                call_native(l.pointwise, q)
             account(k, work * (end - begin))
         whose = whose + 1 if whose + 1 < width else 0
 
@@ -869,7 +871,7 @@ def pack_right(k, d, operand, m, row0, row_end):
             row = tape_row(d, j, s) + operand * l.stride * size
         put(w.a, n, row)
         j += 1
-    call(l.pack, address, 0)
+    call_native(l.pack, address)
 
 
 @inner
@@ -926,7 +928,7 @@ def weight_gradients(k, d):
                     pl.columns = u1 - u0
                     pl.step = sixes_apart
                     pl.sum = bias
-                    call(l.pack, left, 0)
+                    call_native(l.pack, left)
                     packed_segment = segment
                 else:
                     copy(bias, q.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
@@ -944,7 +946,7 @@ def weight_gradients(k, d):
                 for i in range(u1 - u0):
                     put(w.a, i, w.buffer + (i // LEFT * sixes_apart + i % LEFT) * size)
                     put(w.out, i, grad + (g * H + u0 + i) * columns * size)
-                call(l.product, p, 0)
+                call_native(l.product, p)
                 account(k, 1.0 * product.rows * depth * columns)
                 if interrupted(k):
                     break
@@ -986,7 +988,7 @@ def input_gradient(k, d, accumulate):
             n += 1
             row += 1
         product.rows = n
-        call(l.product, p, 0)
+        call_native(l.product, p)
         account(k, 1.0 * n * get(l.cell, GATES) * l.H * l.inputs)
         turn = next_turn(k, 1, turn)
 
@@ -1221,10 +1223,10 @@ def open_run(run, memory):
 
 @inner
 def set_team(run, team):
-    """team: addresses of acquire, run, release, of the team itself and of `work`."""
+    """team: addresses of acquire, run, release, of the team itself, of `work` and `carry_out`, and of None."""
     r = at(run, RUN)
     r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
-    r.work_function = get(team, 4)
+    r.work_function, r.carry_out, r.none = get(team, 4), get(team, 5), get(team, 6)
 
 
 @inner
@@ -1301,16 +1303,27 @@ def carve_backward(d, memory):
 
 
 @inner
-def open_direction(frame, i, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse):
+def item(objects, i, none):
+    """The address of an object of a tuple; 0 for None."""
+    found = get(objects, ITEMS + i)
+    return 0 if found == none else found
+
+
+@inner
+def open_direction(frame, i, kernels, training, reverse, objects):
     """Fill a direction; the bytes that its layer wants."""
     d = frame + AT_DIRECTION + i * DIRECTION_BYTES
-    q = at(d, DIRECTION)
+    q, none = at(d, DIRECTION), at(frame, RUN).none
+    x, y, own = get(objects, ITEMS), get(objects, ITEMS + 1), 5 + 7 * i
+    packed = item(objects, own, none)
     size, bytes_ = get(kernels, 5), 0
     if packed:
-        q.layer = packed
+        q.layer = data_of(packed)
         q.packed = 1
     else:
         q.layer = frame + AT_LAYER + i * LAYER_BYTES
+        w_ih, w_hh = get(objects, ITEMS + own + 1), get(objects, ITEMS + own + 2)
+        b_ih, b_hh = item(objects, own + 3, none), item(objects, own + 4, none)
         bytes_ = lay_out(q.layer, frame + AT_MATRIX + 6 * i * MATRIX_BYTES, kernels, w_ih, w_hh, b_ih, b_hh)
     H = at(q.layer, LAYER).H
     q.T, q.B = shape_of(x, 0), shape_of(x, 1)
@@ -1322,60 +1335,35 @@ def open_direction(frame, i, kernels, training, x, y, packed, w_ih, w_hh, b_ih, 
         q.x_i = size
     q.y = data_of(y) + i * H * size
     q.y_t, q.y_b = stride_of(y, 0), shape_of(y, 2) * size
-    q.given_h, q.given_c = data_of(h0), data_of(c0)
+    q.given_h = data_of(item(objects, own + 5, none))
+    q.given_c = data_of(item(objects, own + 6, none))
     return bytes_
 
 
-def begin(
-    frame,
-    kernels,
-    team,
-    threads,
-    training,
-    x,
-    y,
-    lengths,
-    h_n,
-    c_n,
-    packed,
-    w_ih,
-    w_hh,
-    b_ih,
-    b_hh,
-    h0,
-    c0,
-    reverse,
-    packed_2,
-    w_ih_2,
-    w_hh_2,
-    b_ih_2,
-    b_hh_2,
-    h0_2,
-    c0_2,
-    reverse_2,
-    directions,
-):
-    """Open a forward run: fill the frame, call the team; the bytes of memory that `go` wants, -1 for too many.
+def begin(frame, kernels, threads, training, reverse, directions, objects):
+    """A forward run: fill the frame, call the team, and run; see `begun` for the answer.
 
-    Arrays are objects, 0 for none; packed: the address of a LAYER, else weights; team: see `set_team`. Behind the frame
-    is room for plan, states and tape, which a tape keeps."""
+    frame: an array, whose room behind the frame itself holds plan, states and tape, which a tape keeps, and then what
+    the run needs. reverse: a bit a direction, the last one's lowest. objects: a tuple (x, y, lengths, h_n, c_n), and of
+    each direction (packed, w_ih, w_hh, b_ih, b_hh, h0, c0), where packed is an array that holds a LAYER and the weights
+    are None, or the other way round."""
+    room_end = data_of(frame) + shape_of(frame, 0)
     frame = data_of(frame)
     persistent = frame + FRAME_BYTES
     clear(frame, FRAME_BYTES)
     r = at(frame, RUN)
     r.directions = directions
     r.direction0, r.direction1 = frame + AT_DIRECTION, frame + AT_DIRECTION + DIRECTION_BYTES
-    set_team(frame, team)
-    need = open_direction(frame, 0, kernels, training, x, y, packed, w_ih, w_hh, b_ih, b_hh, h0, c0, reverse)
-    if directions == 2:
-        need += open_direction(
-            frame, 1, kernels, training, x, y, packed_2, w_ih_2, w_hh_2, b_ih_2, b_hh_2, h0_2, c0_2, reverse_2
-        )
+    set_team(frame, get(kernels, 6))
+    need = 0
+    for i in range(directions):
+        need += open_direction(frame, i, kernels, training, reverse >> (directions - 1 - i) & 1, objects)
     first = at(r.direction0, DIRECTION)
-    plan(r.direction0, first.T, first.B, data_of(lengths), persistent)
+    plan(r.direction0, first.T, first.B, data_of(item(objects, 2, r.none)), persistent)
     memory = (persistent + (2 * ((first.T if first.B else 0) + first.B) + 1) * 8 + 63) // 64 * 64
     cell = get(kernels, 0)
     states, segments = get(cell, STATES), get(cell, SEGMENTS)
+    h_n, c_n = get(objects, ITEMS + 3), item(objects, 4, r.none)
     for i in range(directions):
         d = direction_of(frame, i)
         q = at(d, DIRECTION)
@@ -1399,73 +1387,66 @@ def begin(
             memory += rows * segments * row_bytes(d)
             q.c = memory
             memory += rows * row_bytes(d) if states == 2 else 0
-    take_team(frame, threads)
-    more = work_bytes(frame)
-    return -1 if more < 0 else need + more + 64
+    r.room, r.room_end = memory, room_end
+    return begun(frame, threads, need)
 
 
-def begin_backward(
-    frame,
-    work_function,
-    threads,
-    dy,
-    dh_n,
-    dc_n,
-    dx,
-    w_ih,
-    w_hh,
-    grad_w_ih,
-    grad_w_hh,
-    grad_b_ih,
-    grad_b_hh,
-    h0,
-    c0,
-    w_ih_2,
-    w_hh_2,
-    grad_w_ih_2,
-    grad_w_hh_2,
-    grad_b_ih_2,
-    grad_b_hh_2,
-    h0_2,
-    c0_2,
-):
-    """Open a backward run on the frame of a forward one: as `begin`. dy, dh_n and dc_n are contiguous, 0 for none."""
+def begin_backward(frame, work_function, threads, objects):
+    """A backward run on the frame of a forward one: as `begin`. objects: a tuple (dy, dh_n, dc_n, dx), and of each
+    direction (w_ih, w_hh and the gradients of w_ih, w_hh, b_ih, b_hh, h0, c0), all contiguous."""
     frame = data_of(frame)
     r = at(frame, RUN)
     r.backward = 1
     r.work_function = work_function
+    dy, dh_n, dc_n = item(objects, 0, r.none), item(objects, 1, r.none), item(objects, 2, r.none)
     need = 0
     for i in range(r.directions):
         d = direction_of(frame, i)
         q = at(d, DIRECTION)
         l = at(q.layer, LAYER)
-        cell, size = l.cell, l.size
+        cell, size, own = l.cell, l.size, objects + 8 * (ITEMS + 4 + 8 * i)
         state = q.B * l.H * size
         m = frame + AT_MATRIX + (6 * i + 3) * MATRIX_BYTES
         q.dh0, q.dh1, q.dx = m, m + MATRIX_BYTES, m + 2 * MATRIX_BYTES
         backward_matrix(q.dx, cell + 8 * SHARE_X, l.H, l.inputs, l.lanes)
         a = at(q.dx, MATRIX)
-        a.w, a.ld = data_of(w_ih_2 if i else w_ih), l.inputs
+        a.w, a.ld = data_of(get(own, 0)), l.inputs
         need += matrix_bytes(q.dx) + (get(cell, STATES) + get(cell, STAGES) - 1) * q.B * row_bytes(d)
         for s in range(get(cell, STAGES)):
             h = q.dh1 if s else q.dh0
             backward_matrix(h, cell + 8 * (SHARE_DH + s * SHARE_WORDS), l.H, l.H, l.lanes)
             b = at(h, MATRIX)
-            b.w, b.ld = data_of(w_hh_2 if i else w_hh), l.H
+            b.w, b.ld = data_of(get(own, 1)), l.H
             need += matrix_bytes(h)
         q.dy = data_of(dy) + i * l.H * size if dy else 0
         q.dy_t, q.dy_b = q.B * r.directions * l.H * size, r.directions * l.H * size
         q.given_h = data_of(dh_n) + i * state if dh_n else 0
         q.given_c = data_of(dc_n) + i * state if dc_n else 0
-        q.grad_x, q.gx_t, q.gx_b = data_of(dx), q.B * l.inputs * size, l.inputs * size
-        q.grad_w_ih = data_of(grad_w_ih_2 if i else grad_w_ih)
-        q.grad_w_hh = data_of(grad_w_hh_2 if i else grad_w_hh)
-        q.grad_b_ih = data_of(grad_b_ih_2 if i else grad_b_ih)
-        q.grad_b_hh = data_of(grad_b_hh_2 if i else grad_b_hh)
-        q.out_h, q.out_c = data_of(h0_2 if i else h0), data_of(c0_2 if i else c0)
+        q.grad_x, q.gx_t, q.gx_b = data_of(get(objects, ITEMS + 3)), q.B * l.inputs * size, l.inputs * size
+        q.grad_w_ih, q.grad_w_hh = data_of(get(own, 2)), data_of(get(own, 3))
+        q.grad_b_ih, q.grad_b_hh = data_of(get(own, 4)), data_of(get(own, 5))
+        q.out_h = data_of(get(own, 6))
+        q.out_c = data_of(get(own, 7)) if get(cell, STATES) == 2 else 0
+    return begun(frame, threads, need)
+
+
+NO_ROOM, CUT_SHORT = -1, -2
+
+
+@inner
+def begun(frame, threads, need):
+    """Run, where the room behind the frame will do: 0 or CUT_SHORT; else the bytes that `go` wants, or NO_ROOM where
+    no machine has them. need: the bytes of what is not known to the RUN."""
+    r = at(frame, RUN)
     take_team(frame, threads)
     more = work_bytes(frame)
-    return -1 if more < 0 else need + more + 64
+    if more < 0:
+        return NO_ROOM
+    need += more + 64
+    if need > r.room_end - r.room:
+        return need
+    call(r.carry_out, frame, r.room)
+    return CUT_SHORT if r.interrupted else 0
 
 
 @inner
@@ -1484,9 +1465,8 @@ def finish_forward(d):
             clear(q.y + t * q.y_t + b * q.y_b, n)
 
 
-def go(frame, memory):
-    """Run what was begun, in memory of the bytes that were asked for, and let the team go; 0 when interrupted."""
-    frame, memory = data_of(frame), data_of(memory)
+def carry_out(frame, memory):
+    """Run what was begun, in memory of the bytes that were asked for, and let the team go."""
     r = at(frame, RUN)
     memory = (memory + 63) // 64 * 64
     for i in range(r.directions):
@@ -1500,7 +1480,7 @@ def go(frame, memory):
     done = on_team(frame)
     call(r.release, np.int32(r.granted), r.team)
     if not done:
-        return 0
+        return
     for i in range(r.directions):
         d = direction_of(frame, i)
         q = at(d, DIRECTION)
@@ -1510,7 +1490,13 @@ def go(frame, memory):
             state_out(d, q.d_h, q.out_h)
             if q.out_c:
                 state_out(d, q.d_c, q.out_c)
-    return 1
+
+
+def go(frame, memory):
+    """Carry out what was begun, both being arrays: 0 or CUT_SHORT."""
+    r = at(data_of(frame), RUN)
+    call(r.carry_out, data_of(frame), data_of(memory))
+    return CUT_SHORT if r.interrupted else 0
 
 
 def give_up(frame):
@@ -1534,8 +1520,9 @@ def pack_end(layer, memory):
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
 work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
-begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 27)})")
-begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 23)})")
+begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 7)})")
+begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 4)})")
+carry_out_kernel = Kernel(carry_out, "void(int64, int64)")
 go_kernel = Kernel(go, "int64(int64, int64)")
 give_up_kernel = Kernel(give_up, "void(int64)")
 pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")

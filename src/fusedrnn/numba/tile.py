@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 
 from fusedrnn.numba import vec
-from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner
+from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner
 from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, put, stack
 from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, transpose, zeros
 
@@ -271,7 +271,7 @@ FETCHES = tuple(int(0 < R <= MOST_ROWS[V] and has_fetch(V, R)) for V in range(5)
 all_tiles = table_of((1, 2, 3, 4))
 
 
-@inner
+@inlined
 def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like):
     """All rows of `width` vectors at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2."""
     q, g = at(p, PRODUCT), at(walk, WALK)
@@ -307,7 +307,7 @@ def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like)
         out += 8 * rows
 
 
-@inner
+@inlined
 def block(p, walk, a_offset, k0, after, like):
     """Vectors [first, last) of one K block."""
     q, g = at(p, PRODUCT), at(walk, WALK)
