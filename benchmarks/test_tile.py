@@ -27,11 +27,11 @@ pytestmark = [
 def repeat() -> Callable[[int, int, int], None]:
     """A jitted loop over the product at an address."""
     from fusedrnn.numba.jit import Kernel
-    from fusedrnn.numba.machine import call
+    from fusedrnn.numba.machine import call_native
 
     def repeat(product, p, times):
         for _ in range(times):
-            call(product, p, 0)
+            call_native(product, p)
 
     return Kernel(repeat, "void(int64, int64, int64)").call
 
@@ -45,7 +45,7 @@ def test_tile(benchmark: BenchmarkFixture, dtype, width, depth):
 
     real, rows = np.dtype(dtype), ROWS[width] * TILES
     lanes = jit.VECTOR_BYTES // real.itemsize
-    tiles, product, _ = backend.of_dtype(real)
+    tiles, (product, _) = backend.tiles(real, [width]), backend.of_dtype(real)
     rng = np.random.default_rng(0)
     a = rng.standard_normal((rows, depth)).astype(real)
     memory = np.zeros(depth * width * lanes + lanes, real)

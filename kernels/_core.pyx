@@ -930,6 +930,11 @@ cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
     l.tiles.pack_rows(&p)
 
 
+cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
+    """Rows of the tape in a block of dW; a short tape is one block."""
+    return min(<Py_ssize_t>LEFT_DEPTH, d.offset[d.steps])
+
+
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
     number of rows. A rank makes whole rows of dW, the right operands are packed together."""
@@ -951,8 +956,8 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
         right[which].columns = l.inputs if which == 0 else H
         right[which].vectors = (right[which].columns + lanes - 1) // lanes
     right[0].data = run.right
-    right[1].data = right[0].data + right[0].vectors * lanes * LEFT_DEPTH * size
-    right[2].data = right[1].data + right[1].vectors * lanes * LEFT_DEPTH * size
+    right[1].data = right[0].data + right[0].vectors * lanes * block_rows(d) * size
+    right[2].data = right[1].data + right[1].vectors * lanes * block_rows(d) * size
     row0 = 0
     while row0 < rows:
         depth = min(<Py_ssize_t>LEFT_DEPTH, rows - row0)
@@ -1097,8 +1102,8 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
         B = max(B, d.B)
         if d.x_i != d.layer.tiles.itemsize:
             staged = max(staged, max(rows, d.B) * d.layer.inputs * d.layer.tiles.itemsize)
-    if run.backward:
-        staged = max(staged, LEFT_STRIP * (LEFT_DEPTH + 64) * 8)
+        if run.backward:
+            staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * d.layer.tiles.itemsize)
     return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
 
 
@@ -1205,7 +1210,7 @@ cdef class Frame:
             d = &run.direction[i]
             if run.backward:
                 chunk = (d.layer.inputs + 2 * d.layer.H + 6 * d.layer.tiles.lanes) * d.layer.tiles.itemsize
-                extra = max(extra, <object>chunk * LEFT_DEPTH)
+                extra = max(extra, <object>chunk * block_rows(d))
             elif not d.training:
                 chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
                 extra = extra + <object>chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize * per

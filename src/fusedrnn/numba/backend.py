@@ -6,7 +6,7 @@ import ctypes
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,10 +20,6 @@ from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
 from fusedrnn.numba.jit import Kernel
 
 __all__ = ["Packed", "Stream", "Tape", "backward", "compile", "forward", "pack", "sigmoid", "stream", "tanh"]
-
-
-def _tiles(like):
-    return tile.all_tiles(like)
 
 
 REALS: Final = {np.dtype(np.float32): (np.float32, types.float32), np.dtype(np.float64): (np.float64, types.float64)}
@@ -63,12 +59,26 @@ def spare(block: Array) -> None:
 
 
 @functools.cache
-def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int, int]:
-    """Addresses of the tiles, the product and the packing of a dtype."""
-    name, real = REALS[dtype]
-    like = types.NumberClass(real)
-    product, pack = (Kernel(f, types.void(types.int64, like)) for f in (tile.product, tile.pack))
-    return int(Kernel(_tiles, types.int64(like)).call(name)), product.native, pack.native
+def _table(dtype: np.dtype[Any]) -> Array:
+    return np.zeros(2 * tile.FETCHED, np.int64)
+
+
+def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
+    """The address of the table of a dtype's tiles, those of these widths among them."""
+    table, (name, real) = _table(dtype), REALS[dtype]
+    for V in widths:
+        if not table[V * 9 + 1]:
+            address = Kernel(tile.tiles_of[V], types.int64(types.NumberClass(real))).call(name)
+            table |= np.array((ctypes.c_int64 * len(table)).from_address(address)[:], np.int64)
+    return int(table.ctypes.data)
+
+
+@functools.cache
+def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Native addresses of the product and the packing of a dtype."""
+    signature = types.void(types.int64, types.NumberClass(REALS[dtype][1]))
+    product, pack = (Kernel(f, signature).native for f in (tile.product, tile.pack))
+    return product, pack
 
 
 @functools.cache
@@ -76,8 +86,17 @@ def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
     """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
     pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).native
     description = sequence.CELL[cell]
-    found = np.array([description.ctypes.data, *of_dtype(dtype), pointwise, dtype.itemsize, _team()[0]], np.int64)
+    table = tiles(dtype, sequence.widths(description))
+    words = description.ctypes.data, table, *of_dtype(dtype), pointwise, dtype.itemsize, _team()[0]
+    found = np.array(words, np.int64)
     return found.ctypes.data, int(description[sequence.SEGMENTS]), found
+
+
+@functools.cache
+def _work_backward(dtype: np.dtype[Any]) -> int:
+    """The address of a backward run's work, whose panels are linear."""
+    tiles(dtype, tile.widths_for(1))
+    return sequence.work_backward_kernel.address
 
 
 @functools.cache
@@ -238,9 +257,7 @@ def backward(
         objects += (_contiguous(w_ih), _contiguous(w_hh), g_ih, g_hh, g_b_ih, g_b_hh, dh0, dc0)
         gradients.append((g_ih, g_hh, None if b_ih is None else g_b_ih, None if b_hh is None else g_b_hh, dh0, dc0))
     held = tuple(objects)
-    needed = sequence.begin_backward_kernel.call(
-        id(frame), sequence.work_backward_kernel.address, number_of_threads(), id(held)
-    )
+    needed = sequence.begin_backward_kernel.call(id(frame), _work_backward(dtype), number_of_threads(), id(held))
     if needed:
         _run(frame, needed)
     spare(frame)
@@ -436,7 +453,7 @@ def compile(  # noqa: A001
         checks.choice("cells", cell, tuple(sequence.CELL))
     found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
     _team()
-    _ = sequence.work_backward_kernel.address, sequence.step_method_kernel.address
+    _ = sequence.step_method_kernel.address, [_work_backward(np.dtype(dtype)) for dtype in found]
     for value in vars(sequence).values():
         if isinstance(value, Kernel) and "address" not in vars(value):
             _ = value.call

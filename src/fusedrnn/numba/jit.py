@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numba
-from numba.core import caching, codegen, compiler, compiler_machinery, config, sigutils, typed_passes
+from numba.core import caching, codegen, compiler, compiler_machinery, config, sigutils, typed_passes, types
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
@@ -114,14 +114,20 @@ class _Inner(compiler.CompilerBase):  # type: ignore[misc]
         return [pipeline]
 
 
-def inner(function: Callable[..., Any]) -> Any:
-    """Compile for the use of other compiled functions; the cache of those holds it."""
-    return numba.njit(pipeline_class=_Inner, **_INNER)(function)
+def inner(function: Callable[..., Any], *, always: bool = False) -> Any:
+    """Compile for the use of other compiled functions, into them where `always`; the cache of those holds it.
+
+    Once for each set of types: left alone, Numba would also compile it anew for every constant that it is called with.
+    """
+    made = numba.njit(pipeline_class=_Inner, forceinline=always, **_INNER)(function)
+    template = made.get_call_template
+    made.get_call_template = lambda args, kws: template([types.unliteral(a) for a in args], kws)
+    return made
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """The same, into its caller: for what a small step passes through, where LLVM finds it too long."""
-    return numba.njit(pipeline_class=_Inner, forceinline=True, **_INNER)(function)
+    """The same, into its caller even where LLVM finds it too long: for what a small step passes through."""
+    return inner(function, always=True)
 
 
 def public(function: Callable[..., Any]) -> Any:

@@ -39,7 +39,7 @@ from fusedrnn.numba.machine import (
     unshare,
 )
 from fusedrnn.numba.team import spin
-from fusedrnn.numba.tile import LEFT, PACK, PANEL, POINTWISE, PRODUCT, record
+from fusedrnn.numba.tile import LEFT, PACK, PANEL, POINTWISE, PRODUCT, record, widths_for
 from fusedrnn.numba.vec import real, set_real
 
 __all__ = ["CELL", "FRAME_BYTES"]
@@ -176,6 +176,12 @@ CELL = {
     ),
 }
 """Every cell's description; the time loop knows no other cell."""
+
+
+def widths(cell: "np.ndarray[Any, np.dtype[np.int64]]") -> set[int]:
+    """Vectors of the tiles that a forward pass needs."""
+    shares = SHARE_X, *(SHARE_H + s * SHARE_WORDS for s in range(cell[STAGES]))
+    return set().union(*(widths_for(int(cell[share])) for share in shares))
 
 
 @inner
@@ -895,7 +901,7 @@ def weight_gradients(k, d):
         m.columns = l.inputs if which == 0 else H
         m.vectors = (m.columns + l.lanes - 1) // l.lanes
         m.data = memory
-        memory += m.vectors * VECTOR_BYTES * LEFT_DEPTH
+        memory += m.vectors * VECTOR_BYTES * block_rows(d)
     p, left = stack(PRODUCT_BYTES), stack(PACK_BYTES)
     product, pl = at(p, PRODUCT), at(left, PACK)
     row0 = 0
@@ -1054,6 +1060,13 @@ def work_backward(run, rank):
 
 
 @inner
+def block_rows(d):
+    """Rows of the tape in a block of dW; a short tape is one block."""
+    q = at(d, DIRECTION)
+    return min(LEFT_DEPTH, get(q.offset, q.steps))
+
+
+@inner
 def most_rows(run):
     """The largest batch of a run's directions."""
     B = 0
@@ -1083,8 +1096,8 @@ def worker_bytes(run):
         l = at(q.layer, LAYER)
         if q.x_i != l.size:
             staged = max(staged, max(CHUNK, LEFT_DEPTH, B) * l.inputs * l.size)
-    if r.backward:
-        staged = max(staged, LEFT_STRIP * (LEFT_DEPTH + 64) * 8)
+        if r.backward:
+            staged = max(staged, LEFT_STRIP * (block_rows(direction_of(run, i)) + 64) * l.size)
     return (2 * pointer_rows(run) + 9 * B) * 8 + (staged + 127) // 64 * 64
 
 
@@ -1181,7 +1194,7 @@ def work_bytes(run):
         if q.x_i != l.size and 1.0 * max(LEFT_DEPTH, q.B) * l.inputs > 2.0**56:
             return -1
         if r.backward:
-            extra = max(extra, (l.inputs + 2 * l.H + 6 * l.lanes) * l.size * LEFT_DEPTH)
+            extra = max(extra, (l.inputs + 2 * l.H + 6 * l.lanes) * l.size * block_rows(d))
         elif not q.training:
             extra += chunk_bytes(d) * per
     r.scratch_bytes = (worker_bytes(run) + 127) // 128 * 128

@@ -18,7 +18,7 @@ from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner
 from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, put, stack
 from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, transpose, zeros
 
-__all__ = ["DEPTH", "PACK", "PANEL", "POINTWISE", "PRODUCT", "all_tiles", "pack", "product", "table_of"]
+__all__ = ["DEPTH", "PACK", "PANEL", "POINTWISE", "PRODUCT", "pack", "product", "table_of", "tiles_of", "widths_for"]
 
 PANEL = 4
 """Vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers."""
@@ -268,7 +268,32 @@ def table_of(widths: tuple[int, ...], *, fetch: bool = True) -> Any:
 
 
 FETCHES = tuple(int(0 < R <= MOST_ROWS[V] and has_fetch(V, R)) for V in range(5) for R in range(9))
-all_tiles = table_of((1, 2, 3, 4))
+one_vector, two_vectors, three_vectors, four_vectors = (table_of((V,)) for V in (1, 2, 3, 4))
+
+
+def tiles_of_1(like):
+    return one_vector(like)
+
+
+def tiles_of_2(like):
+    return two_vectors(like)
+
+
+def tiles_of_3(like):
+    return three_vectors(like)
+
+
+def tiles_of_4(like):
+    return four_vectors(like)
+
+
+tiles_of = {1: tiles_of_1, 2: tiles_of_2, 3: tiles_of_3, 4: tiles_of_4}
+"""By their vectors: functions that give a table; apart, since a first call waits for what it compiles."""
+
+
+def widths_for(gates: int) -> set[int]:
+    """Vectors of the tiles that panels of so many gates meet; those of one gate are linear, the last one narrower."""
+    return {min(gates, WIDEST), gates} if gates > 1 else set(tiles_of)
 
 
 @inlined
