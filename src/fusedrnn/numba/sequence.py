@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, inner
+from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, inlined, inner
 from fusedrnn.numba.machine import (
     at,
     call,
@@ -488,7 +488,7 @@ def even(n, size):
     return (n + size - 1) // size * size
 
 
-@inner
+@inlined
 def group_rows(g, active):
     q = at(g, GROUP)
     if q.every == 1:
@@ -686,7 +686,7 @@ def project(k, start, end, shared):
     stage(k, l.x, p, none, shared, False)
 
 
-@inner
+@inlined
 def barrier(k):
     """The group's barrier; true when all of it agree to stop."""
     w = at(k, WORKER)
@@ -806,7 +806,7 @@ def time_loop(k, g, seat):
                 for i in range(n):
                     put(w.a, i, get(w.h_prev, i) if source < 0 else get(w.gates, i) + source * segment_bytes)
                 m = l.h1 if t else l.h0
-            stage(k, m, p, pointwise, shared, turn & 1)
+            stage(k, m, p, pointwise, shared, turn & 1 == 1)
             if barrier(k):
                 return True
 
@@ -819,7 +819,7 @@ def time_loop(k, g, seat):
             put(w.dh, i, q.d_h + j * segment_bytes)
         at(products, PRODUCT).rows = n
         point.rows = 0
-        stage(k, q.dh0, products, pointwise, False, q.steps & 1)
+        stage(k, q.dh0, products, pointwise, False, q.steps & 1 == 1)
         return run.width == 1 and interrupted(k) != 0
     return False
 
