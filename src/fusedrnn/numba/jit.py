@@ -7,6 +7,7 @@ import functools
 import gc
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,6 +136,16 @@ def public(function: Callable[..., Any]) -> Any:
     return _cached(numba.njit(cache=True, **_OPTIONS)(function))
 
 
+class _Once(functools.cached_property[Any]):
+    """A property that one thread computes while others wait: since Python 3.12 they would all compile."""
+
+    _compiling = threading.RLock()
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        with self._compiling:
+            return super().__get__(instance, owner)
+
+
 class Kernel:
     """A function of fixed argument types, compiled or fetched from the cache when it is first wanted."""
 
@@ -145,14 +156,14 @@ class Kernel:
         self.function, self.signature = getattr(function, "py_func", function), signature
         self._all.append(self)
 
-    @functools.cached_property
+    @_Once
     def call(self) -> Callable[..., Any]:
         """The function as Python calls it: without Numba's dispatcher, which looks at the type of every argument."""
         self._dispatcher = _cached(numba.njit(**self._options)(self.function))
         with timed(self.function.__name__):
             return self._dispatcher.compile(self.signature)
 
-    @functools.cached_property
+    @_Once
     def address(self) -> int:
         """The function as compiled code calls it."""
         self._callback = _cached(CFunc(self.function, sigutils.normalize_signature(self.signature), {}, _OPTIONS))
@@ -160,7 +171,7 @@ class Kernel:
             self._callback.compile()
         return int(self._callback.address)
 
-    @functools.cached_property
+    @_Once
     def native(self) -> int:
         """The function as `call_native` calls it, without the wrapper that C needs."""
         _ = self.address
