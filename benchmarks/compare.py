@@ -8,6 +8,10 @@ fell by more than FLOOR, and by more than CERTAIN times the noise. The noise has
 within both runs, and how all the benchmarks scatter from one run to the other, since most of them did not change. A
 shared machine slows down for a second now and then, in one run as in the other: what seems to have got faster tells how
 far that reaches. What changed them all alike is no scatter: the median of all is held against FLOOR by itself.
+
+Where the limit itself moved, against the other limits of its kind, by more than MOVED, the two fractions do not tell
+of the same machine: while a neighbour empties the second-level cache, its bandwidth is the third level's, and a kernel
+that reaches 0.4 of the one reaches all of the other. Such benchmarks are counted and not judged.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from fusedrnn.bench import text
 FLOOR = 0.09  # in logarithms: a slowdown by 20 % is 0.18, and lies as far above as no slowdown at all lies below
 CERTAIN = 4.0  # standard errors: of a thousand benchmarks that did not change, none is named by chance
 
+MOVED = math.log(1.5)
+
 
 def spread(values: Sequence[float]) -> float:
     """A standard deviation that outliers do not move: 1.48 times the median distance from the median."""
@@ -39,6 +45,11 @@ def reach(values: Sequence[float]) -> float:
     middle = statistics.median(values)
     above = sorted(value - middle for value in values if value > middle)
     return above[int(0.99 * len(above))] / 2.576 if above else 0.0
+
+
+def scatter(values: Sequence[float]) -> float:
+    """How far changes lie apart that have no reason but the machine."""
+    return max(spread(values), reach(values)) if len(values) > 2 else 0.0
 
 
 def error(values: Sequence[float]) -> float:
@@ -78,8 +89,7 @@ def changes(base: dict[str, list[float]], new: dict[str, list[float]]) -> list[C
     """Of the benchmarks in both runs, by their fractions."""
     logs = {name: ([math.log(f) for f in base[name]], [math.log(f) for f in new[name]]) for name in base if name in new}
     moved = {name: statistics.median(after) - statistics.median(before) for name, (before, after) in logs.items()}
-    values = list(moved.values())
-    between = max(spread(values), reach(values)) if len(values) > 2 else 0.0
+    between = scatter(list(moved.values()))
     return [
         Change(name, moved[name], math.hypot(error(before), error(after), between))
         for name, (before, after) in logs.items()
@@ -93,22 +103,38 @@ def together(found: Sequence[Change], name: str = "all together") -> Change:
 
 
 def by_kernel(found: Sequence[Change], kernels: dict[str, str]) -> list[Change]:
-    """Each kernel over all its shapes: sharper than any one of them."""
+    """Each kernel over all its shapes: sharper than any one of them, but they ran in the same minute of the machine."""
     groups: dict[str, list[Change]] = {}
     for change in found:
         groups.setdefault(kernels.get(change.name, change.name), []).append(change)
+    medians = [together(changes, f"{kernel}, {len(changes)} shapes") for kernel, changes in groups.items()]
+    between = scatter([median.change for median in medians])
     return [
-        together(changes, f"{kernel}, {len(changes)} shapes") for kernel, changes in groups.items() if len(changes) > 2
+        dataclasses.replace(median, noise=math.hypot(median.noise, between))
+        for median, changes in zip(medians, groups.values(), strict=True)
+        if len(changes) > 2
     ]
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, list[float]], dict[str, str]]:
-    """The run, every benchmark's fractions, and its kernel."""
+def read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The run, and what every benchmark says of itself."""
     run = json.loads(path.read_text(encoding="utf-8"))
     tracked = (b for b in run["benchmarks"] if b["extra_info"].get("backend") != "reference")  # says what is right
-    infos = {b["name"]: b["extra_info"] for b in tracked if "fractions" in b["extra_info"]}
-    kernels = {name: f"{info['kernel']} {info['backend']}" for name, info in infos.items()}
-    return run, {name: info["fractions"] for name, info in infos.items()}, kernels
+    return run, {b["name"]: b["extra_info"] for b in tracked if "fractions" in b["extra_info"]}
+
+
+def disturbed(base: dict[str, dict[str, Any]], new: dict[str, dict[str, Any]]) -> set[str]:
+    """Benchmarks whose limit moved by more than the median of those that the same limit binds."""
+    moved: dict[tuple[str, str], dict[str, float]] = {}
+    for name in (n for n in base.keys() & new.keys() if "bound" in base[n] and "bound" in new[n]):
+        kind = base[name]["limit"], new[name]["limit"]
+        moved.setdefault(kind, {})[name] = math.log(new[name]["bound"] / base[name]["bound"])
+    return {
+        name
+        for group in moved.values()
+        for name, by in group.items()
+        if abs(by - statistics.median(group.values())) > MOVED
+    }
 
 
 def about(run: dict[str, Any]) -> str:
@@ -138,14 +164,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("base", type=Path)
     parser.add_argument("new", type=Path)
     options = parser.parse_args(arguments)
-    (before, base, _), (after, new, kernels) = read(options.base), read(options.new)
-    if not (found := changes(base, new)):
+    (before, base), (after, new) = read(options.base), read(options.new)
+    unlike = disturbed(base, new)
+    fractions = [{n: info["fractions"] for n, info in run.items() if n not in unlike} for run in (base, new)]
+    if not (found := changes(*fractions)):
         raise SystemExit("the two runs have no benchmark in common")
     print(f"base: {about(before)}\nnew:  {about(after)}\n")
     for name, missing in (("base", set(new) - set(base)), ("new", set(base) - set(new))):
         if missing:
             print(f"{len(missing)} benchmarks are not in {name}")
-    table, slower = report(found, kernels)
+    if unlike:
+        print(f"{len(unlike)} benchmarks are not judged: their limit moved by more than {math.exp(MOVED):.1f}")
+    table, slower = report(found, {name: f"{info['kernel']} {info['backend']}" for name, info in new.items()})
     print(table)
     return int(slower)
 

@@ -235,15 +235,20 @@ def test_compare_reads_what_bench_wrote(tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, slow in (("base", 1.0), ("same", 1.0), ("slow", 1.2)):
         made = made_up(rng, slow, 0.005, 0.005)
-        entries = [
-            {"name": n, "extra_info": {"fractions": f, "kernel": KERNELS[n], "backend": "cython"}}
+        infos = {
+            n: {"fractions": f, "limit": "L2", "bound": slow, "kernel": KERNELS[n], "backend": "cython"}
             for n, f in made.items()
-        ]
+        }
+        if name == "same":  # a neighbour had the cache: the fraction is of another limit
+            infos["150"].update(fractions=[f / 3 for f in infos["150"]["fractions"]], bound=1 / 3)
+        entries = [{"name": n, "extra_info": info} for n, info in infos.items()]
         run = {"machine_info": about, "benchmarks": [*entries, {"name": "import", "extra_info": {}}]}
         (tmp_path / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
     base, same, slow = (str(tmp_path / f"{name}.json") for name in ("base", "same", "slow"))
     assert compare.main([base, same]) == 0
-    assert "200 benchmarks: 0 slower" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 benchmarks are not judged" in printed
+    assert "199 benchmarks: 0 slower" in printed
     assert compare.main([base, slow]) == 1
     printed = capsys.readouterr().out
     assert "200 benchmarks: 10 slower" in printed
