@@ -406,7 +406,7 @@ cdef class Plan:
 
     def __cinit__(self, Py_ssize_t T, Py_ssize_t B, lengths):
         cdef Py_ssize_t b, s, n, count
-        cdef np.ndarray given
+        cdef const np.int64_t[::1] given
         self.T = T
         self.B = B
         if B == 0:
@@ -421,10 +421,10 @@ cdef class Plan:
                 self.order[b] = b
                 self.length[b] = T
         else:
-            given = numpy.ascontiguousarray(lengths, numpy.intp)
-            memcpy(self.length, np.PyArray_DATA(given), B * sizeof(Py_ssize_t))
+            given = lengths
             memset(self.offset, 0, (T + 1) * sizeof(Py_ssize_t))
             for b in range(B):
+                self.length[b] = given[b]
                 self.offset[self.length[b]] += 1                # sequences of each length ...
             n = 0
             for s in range(T, -1, -1):

@@ -173,7 +173,7 @@ def _read(name: str, value: Any, expected: str) -> Array:
         found = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} ({error})") from error
-    if found.dtype == object:
+    if found.dtype.kind == "O":
         single = "None" if value is None else type(value).__name__
         raise TypeError(f"{name}: expected {expected}, got {'an array of objects' if found.ndim else single}")
     return found
