@@ -18,6 +18,7 @@
 #define ROWS_OF_2 6
 #endif
 #define MOST_ROWS 8
+#define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
 /* What stays the same over the tiles of one product. */
 typedef struct {
@@ -178,6 +179,9 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
             tile = N(tiles_by_shape)[1][width][rows];
             next += g->depth * g->segments * g->fetch_step;
         }
+        if (g->depth >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
+            for (ptrdiff_t r = rows; r < rows + fewer; r++)
+                for (ptrdiff_t v = 0; v < width; v++) __builtin_prefetch(out[r] + out_offset + v * g->out_step, 1, 3);
         if (columns >= width * LANES) {
             tile(g, a, a_offset, w, out, out_offset, ahead);
         } else { /* the last columns of unpadded rows: by way of a padded copy */
@@ -348,6 +352,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef ROWS_OF_3
 #undef ROWS_OF_2
 #undef MOST_ROWS
+#undef DEEP
 #undef TILE
 #undef TILES_OF
 #undef TILES_OF_4

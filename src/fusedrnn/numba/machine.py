@@ -120,6 +120,19 @@ def clear(typing: Any, to: Any, size: Any) -> Any:
 
 
 @emitted
+def prefetch(typing: Any, address: Any) -> Any:
+    """Ask for the line at an address, to write to it."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        t = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(builder.module, t, "llvm.prefetch.p0")
+        builder.call(function, [builder.inttoptr(values[0], I8.as_pointer()), I32(1), I32(3), I32(1)])
+        return _void(context)
+
+    return types.void(types.int64), codegen
+
+
+@emitted
 def stack(typing: Any, size: Any) -> Any:
     """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs."""
     if not isinstance(size, types.IntegerLiteral):

@@ -15,7 +15,7 @@ from numba.core import cgutils, types
 
 from fusedrnn.numba import vec
 from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner
-from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, put, stack
+from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, prefetch, put, stack
 from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, transpose, zeros
 
 __all__ = ["DEPTH", "PACK", "PANEL", "POINTWISE", "PRODUCT", "pack", "product", "table_of", "tiles_of", "widths_for"]
@@ -35,6 +35,8 @@ WIDEST = 4 if WIDE else 2
 TOGETHER = (0, 0, 4, 2, 2)
 """Panels that a single row takes at once, by their vectors: eight chains keep two ports of latency 4 busy."""
 UNROLL = 4
+DEEP = 384
+"""Tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near."""
 COPY_BYTES = 8 * 4 * VECTOR_BYTES  # a tile of whole vectors
 POINTER_BYTES = 8 * 8
 
@@ -162,8 +164,7 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
         if fetch:
             p = b.inttoptr(ahead, ir.IntType(8).as_pointer())
             t = ir.FunctionType(ir.VoidType(), [p.type, I32, I32, I32])
-            prefetch = cgutils.get_or_insert_function(module, t, "llvm.prefetch.p0")
-            b.call(prefetch, [p, I32(0), I32(2), I32(1)])
+            b.call(cgutils.get_or_insert_function(module, t, "llvm.prefetch.p0"), [p, I32(0), I32(2), I32(1)])
             ahead = b.add(ahead, g["fetch_step"])
         panels = [w if p == 0 else b.add(w, b.mul(I64(p), panel_bytes)) for p in range(P)]
         weight = {
@@ -315,6 +316,10 @@ def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like)
         now = ahead
         if fetch:
             ahead += g.depth * g.segments * g.fetch_step
+        if g.depth >= DEEP and t + 1 < tiles:  # what the next tile begins with is on its way while this one works
+            for r in range(rows, rows + fewer):
+                for v in range(width):
+                    prefetch(get(out, r) + (out_offset + v * g.out_step) * size)
         if columns >= width * L:
             call(tile, walk, a, a_offset, w, out, out_offset, now)
         else:  # the last columns of unpadded rows: by way of a padded copy
