@@ -1,4 +1,4 @@
-/* The contract between the time loop (_core.pyx) and the compiled tiles: one table of functions per
+/* The contract between the time loop (time_loop.pxi) and the compiled tiles: one table of functions per
  * (instruction set, dtype). Refuses to know about time, threads or Python.
  *
  * Letters: T steps, B batch, I input, H hidden, G gates, L vector lanes; K is the depth of a product.

@@ -1,6 +1,6 @@
 """THE TIME LOOP, one for every cell, dtype and both passes, and what stands around it: packing, the partition of work
-over the team, the parameter gradients. The twin of kernels/_core.pyx, function for function; what memory holds, why one
-barrier a stage is enough and how a signal ends a run stands in kernels/README.md.
+over the team, the parameter gradients. The twin of kernels/time_loop.pxi and its neighbours, function for function;
+what memory holds, why one barrier a stage is enough and how a signal ends a run stands in kernels/README.md.
 
 Structures lie at addresses, in memory that `backend` allocates, and tiles and gate math are called by address: so this
 file is compiled once, whatever the cell, the dtype and the layout. Arguments come checked; it refuses to allocate.
@@ -45,7 +45,7 @@ from fusedrnn.numba.vec import real, set_real
 __all__ = ["CELL", "FRAME_BYTES"]
 
 # What a cell is to the loop: words of a description. A SHARE is a product within the cell: which gates take part, and
-# which segments of the gate row; see `Cell` and `Share` in _core.pyx.
+# which segments of the gate row; see `Cell` and `Share` in cell.pxi.
 GATES, SEGMENTS, STAGES, STATES, APART, OF_X, OF_H, RIGHT, SOURCE = 0, 1, 2, 3, 4, 5, 9, 13, 17
 SHARE_X, SHARE_H, SHARE_DH = 19, 25, 37
 SHARE_WORDS = 6  # gates, segment, gate[4]

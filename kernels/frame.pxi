@@ -1,0 +1,233 @@
+# What every rank runs, how the work is divided, and the frame that a call and its tape share.
+
+
+cdef void work(void *arg, int rank) noexcept nogil:
+    cdef Run *run = <Run *>arg
+    cdef Worker k
+    cdef int i
+    cdef bint packing = run.backward
+    open_worker(&k, run, rank)
+    for i in range(run.directions):
+        if run.backward:
+            pack_backward(&k, &run.direction[i])
+        elif not run.direction[i].packed:
+            packing = True
+            pack_layer(&run.direction[i].layer, rank, run.size)
+    if packing and meet(&k):
+        return
+    if run.size == 1:
+        for i in range(run.groups):
+            if time_loop(&k, &run.group[i], 0):
+                return
+    elif time_loop(&k, &run.group[rank // run.width], rank % run.width) and run.groups == 1:
+        return
+    if not run.backward:
+        return
+    if meet(&k):
+        return
+    for i in range(run.directions):
+        weight_gradients(&k, &run.direction[i])
+        input_gradient(&k, &run.direction[i], i > 0)
+        if meet(&k):
+            return
+
+
+cdef void pack_backward(Worker *k, Direction *d) noexcept nogil:
+    cdef int s
+    for s in range(d.layer.cell.stages):
+        pack_matrix(&d.dh[s], d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
+    pack_matrix(&d.dx, d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
+
+
+cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
+    """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
+    cdef Py_ssize_t n = max(CHUNK, LEFT_DEPTH)
+    cdef int i
+    for i in range(run.directions):
+        n = max(n, run.direction[i].B)
+        if run.backward:
+            n = max(n, run.direction[i].layer.cell.gates * run.direction[i].layer.H)
+    return n
+
+
+cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
+    cdef Py_ssize_t staged = 0, rows = max(CHUNK, LEFT_DEPTH), B = 0
+    cdef Direction *d
+    cdef int i
+    for i in range(run.directions):
+        d = &run.direction[i]
+        B = max(B, d.B)
+        if d.x_i != d.layer.tiles.itemsize:
+            staged = max(staged, max(rows, d.B) * d.layer.inputs * d.layer.tiles.itemsize)
+        if run.backward:
+            staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * d.layer.tiles.itemsize)
+    return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
+
+
+cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
+    cdef Py_ssize_t B = 0
+    cdef int i
+    cdef void **at = <void **>(run.scratch + rank * run.scratch_bytes)
+    memset(k, 0, sizeof(Worker))
+    k.run = run
+    k.rank = rank
+    for i in range(run.directions):
+        B = max(B, run.direction[i].B)
+    k.a = at
+    k.out = k.a + pointer_rows(run)
+    k.gates = k.out + pointer_rows(run)
+    k.h_prev = k.gates + B
+    k.h = k.h_prev + B
+    k.c_prev = k.h + B
+    k.c = k.c_prev + B
+    k.dy = k.c + B
+    k.dh = k.dy + B
+    k.dc = k.dh + B
+    k.drh = k.dc + B
+    k.buffer = <char *>((<size_t>(k.drh + B) + 63) // 64 * 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# The partition: rows of the batch over `groups`, the units of a group over `width` threads
+
+
+cdef double step_cost(Direction *d, int groups, int width) noexcept:
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
+    cdef Layer *l = &d.layer
+    cdef double size = l.tiles.itemsize
+    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
+    cdef double columns = <double>((units + width - 1) // width) * l.tiles.lanes * l.cell.gates
+    cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
+    cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
+    cdef double arithmetic = rows * columns * (l.H + l.inputs) * size / 4 / RATE_FMA
+    cdef double pointwise = rows * columns * size / 4 * .3
+    cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
+    return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+
+
+cdef void divide(Run *run, int wanted):
+    """Fill size, width and groups per direction (kept in `groups`): the cheapest way to use up to `wanted` threads."""
+    cdef Direction *d = &run.direction[0]
+    cdef Layer *l = &d.layer
+    cdef int directions = run.directions
+    cdef int each = max(1, wanted // directions), width, groups
+    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
+    cdef double scale = 3 if run.backward else 1, cost
+    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = alone
+    run.size = run.width = 1
+    run.groups = directions
+    run.patience = 0
+    if wanted <= 1 or d.B == 0:
+        return
+    for width in range(1, each + 1):
+        groups = each // width
+        if width > units or groups > d.B or groups * width * directions <= 1:
+            continue
+        cost = COST_CALL + scale * d.steps * step_cost(d, groups, width)
+        if cost < best:
+            best = cost
+            run.patience = min(.5e-9 * (alone - best), PATIENCE)
+            run.width = width
+            run.groups = groups * directions
+            run.size = run.groups * width
+
+
+@cython.final
+@cython.internal
+cdef class Frame:
+    """Everything a run needs besides its directions; keeps their memory alive."""
+    cdef Run run
+    cdef Memory memory
+    cdef list owners
+
+    def __cinit__(self):
+        memset(&self.run, 0, sizeof(Run))
+        self.owners = []
+
+    cdef int open(self, int wanted) except -1:
+        """Partition the work and carve out barriers, scratch and gate rows."""
+        cdef Run *run = &self.run
+        cdef Direction *d
+        cdef Group *g
+        cdef int i, per
+        cdef Py_ssize_t size, chunk, at
+        for i in range(run.directions):                         # Python integers: these do not overflow
+            d = &run.direction[i]
+            if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH, d.B) * d.layer.inputs > 2**56:
+                raise MemoryError("x: a step of it is more than this machine can address")
+        divide(run, wanted)
+        per = run.groups // run.directions
+        run.scratch_bytes = (worker_bytes(run) + 127) // 128 * 128
+        size = run.groups * sizeof(Group)
+        size = (size + 127) // 128 * 128
+        size += (run.groups * run.width + run.size) * sizeof(barrier_line)
+        size += run.size * run.scratch_bytes
+        cdef object extra = 0                                   # Python integers: no overflow
+        for i in range(run.directions):
+            d = &run.direction[i]
+            if run.backward:
+                chunk = (d.layer.inputs + 2 * d.layer.H + 6 * d.layer.tiles.lanes) * d.layer.tiles.itemsize
+                extra = max(extra, <object>chunk * block_rows(d))
+            elif not d.training:
+                chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
+                extra = extra + <object>chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize * per
+        self.memory = Memory(size + extra + 128)
+        cdef char *base = self.memory.data
+        run.group = <Group *>base
+        at = (run.groups * <Py_ssize_t>sizeof(Group) + 127) // 128 * 128
+        at += (-<Py_ssize_t><size_t>(base + at)) & 127
+        run.lines = <barrier_line *>(base + at)
+        at += run.size * sizeof(barrier_line)
+        for i in range(run.groups):
+            g = &run.group[i]
+            memset(g, 0, sizeof(Group))
+            g.direction = &run.direction[i // per]
+            g.first = i % per
+            g.every = per
+            g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
+            g.most = (g.units + run.width - 1) // run.width
+            g.lines = <barrier_line *>(base + at)
+            at += run.width * sizeof(barrier_line)
+        run.scratch = base + at
+        at += run.size * run.scratch_bytes
+        run.right = base + at
+        if not run.backward:
+            for i in range(run.groups):
+                g = &run.group[i]
+                d = g.direction
+                if not d.training:
+                    g.gates = base + at
+                    chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
+                    at += chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
+        return 0
+
+    cdef void go(self) noexcept nogil:
+        cdef Run *run = &self.run
+        if run.size > 1:
+            memset(run.lines, 0, (run.groups * run.width + run.size) * sizeof(barrier_line))
+        run.interrupted = False
+        run.outside = fp_now()
+        run.work = 0
+        team_run(run.size, work, run)
+
+
+cdef int raise_pending() except -1:
+    """An exception is set already: look_for_signals left it there."""
+    return -1
+
+
+cdef int execute(Frame frame) except -1:
+    """Run a frame on as much of the team as can be had."""
+    cdef int granted
+    divide(&frame.run, THREADS)
+    granted = team_acquire(frame.run.size, frame.run.patience)
+    try:
+        frame.open(granted)
+        with nogil:
+            frame.run.checked = cpu_seconds()
+            frame.go()
+    finally:
+        team_release(granted)
+    if frame.run.interrupted:
+        raise_pending()
+    return 0

@@ -1,0 +1,162 @@
+# After the backward loop the gate rows hold the gradients of the pre-activations: three large products remain.
+
+
+cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
+    """The step that a row of the tape belongs to."""
+    cdef Py_ssize_t low = 0, high = d.steps, middle
+    while high - low > 1:
+        middle = low + (high - low) // 2
+        if d.offset[middle] <= row:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
+                     Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
+    """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
+    cdef Layer *l = &d.layer
+    cdef Py_ssize_t size = l.tiles.itemsize
+    cdef Py_ssize_t s = 0, j, i, n = 0
+    cdef const char *row
+    cdef pack_t p
+    memset(&p, 0, sizeof(p))
+    p.out = m.data
+    p.depth = row_end - row0
+    p.width = m.width
+    p.vectors = m.vectors
+    p.columns = m.columns
+    p.first = m.vectors * k.rank // k.run.size
+    p.last = m.vectors * (k.rank + 1) // k.run.size
+    p.row = <const void **>k.a
+    if p.first == p.last:
+        return
+    s = step_of(d, row0)
+    j = row0 - d.offset[s]
+    for i in range(row0, row_end):
+        while i >= d.offset[s + 1]:
+            s += 1
+            j = 0
+        if operand == -2:
+            row = x_row(d, j, s)
+            if d.x_i != size:
+                row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
+        elif operand == -1:
+            row = y_row(d, j, s - 1)
+        else:
+            row = tape_row(d, j, s) + operand * l.stride * size
+        k.a[n] = <void *>row
+        n += 1
+        j += 1
+    l.tiles.pack_rows(&p)
+
+
+cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
+    """Rows of the tape in a block of dW; a short tape is one block."""
+    return min(<Py_ssize_t>LEFT_DEPTH, d.offset[d.steps])
+
+
+cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
+    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
+    number of rows. A rank makes whole rows of dW, the right operands are packed together."""
+    cdef Run *run = k.run
+    cdef Layer *l = &d.layer
+    cdef Cell *cell = l.cell
+    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
+    cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
+    cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
+    cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth, sixes_apart
+    cdef int which, segment, operand, packed_segment
+    cdef Matrix right[3]                                        # x, h_prev, and r*h of gru_reset_before
+    cdef product_t p
+    cdef char *grad
+    cdef char *bias
+    memset(right, 0, sizeof(right))
+    for which in range(3):
+        right[which].width = PANEL
+        right[which].columns = l.inputs if which == 0 else H
+        right[which].vectors = (right[which].columns + lanes - 1) // lanes
+    right[0].data = run.right
+    right[1].data = right[0].data + right[0].vectors * lanes * block_rows(d) * size
+    right[2].data = right[1].data + right[1].vectors * lanes * block_rows(d) * size
+    row0 = 0
+    while row0 < rows:
+        depth = min(<Py_ssize_t>LEFT_DEPTH, rows - row0)
+        sixes_apart = 6 * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
+        pack_right(k, d, -2, &right[0], row0, row0 + depth)
+        pack_right(k, d, -1, &right[1], row0, row0 + depth)
+        if cell.stages == 2:
+            pack_right(k, d, cell.right[2], &right[2], row0, row0 + depth)
+        if meet(k):
+            return
+        strip = -1
+        while not run.interrupted and next_turn(k, 0, &strip) < total:
+            g = strip // strips
+            u0 = 6 * (sixes * (strip - g * strips) // strips)
+            u1 = min(6 * (sixes * (strip - g * strips + 1) // strips), H)
+            packed_segment = -1
+            for which in range(2):
+                segment = cell.of_h[g] if which else cell.of_x[g]
+                operand = 0 if which == 0 else 1 if cell.right[g] < 0 else 2
+                grad = d.grad_w_hh if which else d.grad_w_ih
+                bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
+                if segment != packed_segment:
+                    l.tiles.pack_left(k.buffer, sixes_apart, d.gates + (row0 * ld + segment * l.stride + u0) * size,
+                                      ld, depth, u1 - u0, bias)
+                    packed_segment = segment
+                else:
+                    memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
+                right[operand].depth = depth
+                take(&p, &right[operand], l.tiles)
+                p.a = <const void **>k.a
+                p.a_step = 6
+                p.out = k.out
+                p.rows = u1 - u0
+                p.columns = right[operand].columns
+                p.accumulate = row0 > 0
+                p.prefetch = 1
+                for i in range(u1 - u0):
+                    k.a[i] = k.buffer + (i // 6 * sixes_apart + i % 6) * size
+                    k.out[i] = grad + (g * H + u0 + i) * p.columns * size
+                l.tiles.product(&p)
+                account(k, <double>p.rows * depth * p.columns)
+                if run.interrupted:
+                    break
+        row0 += depth
+        if row0 < rows and meet(k):
+            return
+
+
+cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
+    """dx = gate gradients W_ih, so many rows of the tape a turn."""
+    cdef Run *run = k.run
+    cdef Layer *l = &d.layer
+    cdef Cell *cell = l.cell
+    cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
+    cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows)
+    cdef Py_ssize_t block = -1, row, end, s, n, b
+    cdef product_t p
+    take(&p, &d.dx, l.tiles)
+    from_gates(&p, l, &cell.x)
+    p.a = <const void **>k.a
+    p.out = k.out
+    p.columns = l.inputs
+    p.accumulate = accumulate
+    p.prefetch = 1
+    while not run.interrupted and next_turn(k, 1, &block) < blocks:
+        row = rows * block // blocks
+        end = rows * (block + 1) // blocks
+        s = step_of(d, row)
+        n = 0
+        while row < end:
+            while row >= d.offset[s + 1]:
+                s += 1
+            b = d.order[row - d.offset[s]]
+            k.a[n] = d.gates + (row * cell.segments + cell.x.segment) * l.stride * size
+            k.out[n] = d.grad_x + time_of(d, b, s) * d.gx_t + b * d.gx_b
+            n += 1
+            row += 1
+        p.rows = n
+        l.tiles.product(&p)
+        account(k, <double>n * cell.gates * l.H * l.inputs)

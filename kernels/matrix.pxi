@@ -1,0 +1,186 @@
+# Packed matrices: a layer as the tiles read it.
+
+
+cdef struct Matrix:
+    char *data
+    Py_ssize_t depth        # K
+    Py_ssize_t width        # vectors in a full panel
+    Py_ssize_t vectors
+    Py_ssize_t columns
+    Py_ssize_t gate_rows    # by rows: the source's rows are taken gate by gate, this many each
+    bint gated
+    bint transposed
+    int gate[4]
+    const char *w           # the source, rows of ld elements
+    Py_ssize_t ld
+
+
+cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lanes) noexcept:
+    """Gate columns of W (G*H, K) transposed: gated panels, or linear ones of a single gate."""
+    cdef Matrix m
+    memset(&m, 0, sizeof(m))
+    m.depth = K
+    m.gated = s.gates > 1
+    m.width = s.gates if m.gated else PANEL
+    m.vectors = (H + lanes - 1) // lanes * s.gates
+    m.columns = H
+    m.transposed = True
+    memcpy(m.gate, s.gate, sizeof(m.gate))
+    return m
+
+
+cdef Matrix backward_matrix(Share *s, Py_ssize_t H, Py_ssize_t N, Py_ssize_t lanes) noexcept:
+    """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row."""
+    cdef Matrix m
+    memset(&m, 0, sizeof(m))
+    m.depth = s.gates * H
+    m.gate_rows = H
+    m.width = PANEL
+    m.vectors = (N + lanes - 1) // lanes
+    m.columns = N
+    memcpy(m.gate, s.gate, sizeof(m.gate))
+    return m
+
+
+cdef inline Py_ssize_t matrix_bytes(Matrix *m, const tiles_t *tiles) noexcept nogil:
+    return m.vectors * tiles.lanes * m.depth * tiles.itemsize
+
+
+cdef void pack_matrix(Matrix *m, const tiles_t *tiles, int rank, int size, const void **rows) noexcept nogil:
+    """The rank's share of the vectors. `rows` has room for `depth` pointers where the matrix is packed by rows."""
+    cdef pack_t p
+    cdef Py_ssize_t k, g
+    memset(&p, 0, sizeof(p))
+    p.out = m.data
+    p.depth = m.depth
+    p.width = m.width
+    p.vectors = m.vectors
+    p.first = m.vectors * rank // size
+    p.last = m.vectors * (rank + 1) // size
+    p.columns = m.columns
+    p.gated = m.gated
+    memcpy(p.gate, m.gate, sizeof(p.gate))
+    p.w = m.w
+    p.ld = m.ld
+    if m.transposed:
+        if not m.gated:
+            p.w = m.w + m.gate[0] * m.columns * m.ld * tiles.itemsize
+        tiles.pack_transposed(&p)
+    elif p.first < p.last:
+        for k in range(m.depth):
+            g = k // m.gate_rows
+            rows[k] = m.w + (m.gate[g] * m.gate_rows + k - g * m.gate_rows) * m.ld * tiles.itemsize
+        p.row = rows
+        tiles.pack_rows(&p)
+
+
+cdef struct Layer:
+    # One direction of one layer: its forward matrices and the bias row, `[segments][stride]`.
+    Cell *cell
+    int kind
+    const tiles_t *tiles
+    Py_ssize_t inputs, H    # I (whose letter C keeps for the imaginary unit) and H
+    Py_ssize_t stride       # of a segment of the gate row, in elements
+    Matrix x
+    Matrix h[2]
+    char *bias
+
+
+cdef np.ndarray contiguous(w):
+    return numpy.ascontiguousarray(w)
+
+
+@cython.final
+cdef class Packed:
+    """Weights packed for the forward pass: immutable, shared freely between threads."""
+    cdef Layer layer
+    cdef Memory memory
+    cdef tuple sources      # what the matrices are packed from; None once they are
+    cdef readonly str cell
+    cdef readonly object dtype
+    cdef readonly bint has_b_ih, has_b_hh
+
+    def __init__(self):
+        raise TypeError("packed weights are made by pack()")
+
+    @property
+    def input_size(self):
+        return self.layer.inputs
+
+    @property
+    def hidden_size(self):
+        return self.layer.H
+
+
+cdef const tiles_t *tiles_for(object dtype) except NULL:
+    return &ACTIVE[1 if dtype.itemsize == 8 else 0]
+
+
+cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
+    """Lay a layer out and make its bias row; the matrices are packed by the team that needs them."""
+    cdef Packed p = Packed.__new__(Packed)
+    cdef Layer *l = &p.layer
+    cdef np.ndarray wi = contiguous(w_ih), wh = contiguous(w_hh)
+    cdef int s
+    p.cell = cell
+    p.dtype = numpy.dtype(numpy.float64 if wi.itemsize == 8 else numpy.float32)
+    p.has_b_ih = b_ih is not None
+    p.has_b_hh = b_hh is not None
+    l.kind = CELL_NUMBER[cell]
+    l.cell = &CELL[l.kind]
+    l.tiles = tiles_for(wi.dtype)
+    l.inputs = wi.shape[1]
+    l.H = wh.shape[1]
+    l.stride = padded(l.H, l.tiles.itemsize)
+    l.x = forward_matrix(&l.cell.x, l.H, l.inputs, l.tiles.lanes)
+    l.x.w = <char *>np.PyArray_DATA(wi)
+    l.x.ld = l.inputs
+    cdef Py_ssize_t size = l.cell.segments * l.stride * l.tiles.itemsize + matrix_bytes(&l.x, l.tiles)
+    for s in range(l.cell.stages):
+        l.h[s] = forward_matrix(&l.cell.h[s], l.H, l.H, l.tiles.lanes)
+        l.h[s].w = <char *>np.PyArray_DATA(wh)
+        l.h[s].ld = l.H
+        size += matrix_bytes(&l.h[s], l.tiles)
+    p.memory = Memory(size)
+    p.sources = (wi, wh)
+    l.bias = p.memory.data
+    l.x.data = l.bias + l.cell.segments * l.stride * l.tiles.itemsize
+    cdef char *at = l.x.data + matrix_bytes(&l.x, l.tiles)
+    for s in range(l.cell.stages):
+        l.h[s].data = at
+        at += matrix_bytes(&l.h[s], l.tiles)
+    memset(l.bias, 0, l.cell.segments * l.stride * l.tiles.itemsize)
+    if b_ih is not None:
+        add_bias(l, contiguous(b_ih), l.cell.of_x)
+    if b_hh is not None:
+        add_bias(l, contiguous(b_hh), l.cell.of_h)
+    return p
+
+
+cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:
+    cdef Py_ssize_t g, u
+    cdef char *row
+    cdef char *data = <char *>np.PyArray_DATA(b)
+    for g in range(l.cell.gates):
+        row = l.bias + segment[g] * l.stride * l.tiles.itemsize
+        for u in range(l.H):
+            if l.tiles.itemsize == 8:
+                (<double *>row)[u] += (<double *>data)[g * l.H + u]
+            else:
+                (<float *>row)[u] += (<float *>data)[g * l.H + u]
+
+
+cdef void pack_layer(Layer *l, int rank, int size) noexcept nogil:
+    cdef int s
+    pack_matrix(&l.x, l.tiles, rank, size, NULL)
+    for s in range(l.cell.stages):
+        pack_matrix(&l.h[s], l.tiles, rank, size, NULL)
+
+
+def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
+    """Pack a layer's weights once; see the backend protocol in fusedrnn.backends."""
+    cdef Packed p = prepare(cell, w_ih, w_hh, b_ih, b_hh)
+    with nogil:
+        pack_layer(&p.layer, 0, 1)
+    p.sources = None
+    return p

@@ -1,0 +1,68 @@
+# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next.
+
+
+cdef struct Spare:
+    char *data
+    Py_ssize_t size             # 0: none
+
+cdef Spare[SPARES] SPARE        # touched with the GIL held
+
+
+cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
+    """A large size rounded up to the next quarter of a power of two: the matrices of a backward pass then find room in
+    the block of the forward ones, which is a few rows smaller. Pages that nobody touches take no memory."""
+    cdef Py_ssize_t quarter = SPARE_LEAST // 4
+    if size < SPARE_LEAST:
+        return size
+    while size > 8 * quarter:
+        quarter *= 2
+    return (size + quarter - 1) // quarter * quarter
+
+
+@cython.final
+@cython.internal
+cdef class Memory:
+    """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
+    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step."""
+    cdef char *data
+    cdef Py_ssize_t size
+
+    def __cinit__(self, size):
+        cdef int i
+        if size > 2**62:
+            raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
+        self.size = class_of(max(64, size))
+        for i in range(SPARES):
+            if self.size <= SPARE[i].size <= 2 * self.size:
+                self.data = SPARE[i].data
+                self.size = SPARE[i].size
+                memset(&SPARE[i], 0, sizeof(Spare))
+                return
+        cdef bint large = self.size >= 2 * LARGE_PAGE
+        if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
+            self.data = NULL
+            raise MemoryError(f"no memory for a work area of {size} bytes")
+        if large:
+            cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
+
+    def __dealloc__(self):
+        cdef int i, least = 0
+        cdef Spare mine
+        mine.data = self.data
+        mine.size = self.size
+        if SPARE_LEAST <= mine.size <= SPARE_MOST:
+            for i in range(SPARES):
+                if SPARE[i].size < SPARE[least].size:
+                    least = i
+            if SPARE[least].size < mine.size:
+                mine = SPARE[least]
+                SPARE[least].data = self.data
+                SPARE[least].size = self.size
+        free(mine.data)
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
+    """n rounded up to 64 bytes; an odd number of lines where rows would otherwise share their cache sets."""
+    cdef Py_ssize_t lane = 64 // itemsize
+    n = (n + lane - 1) // lane * lane
+    return n + lane if n * itemsize % 1024 == 0 else n

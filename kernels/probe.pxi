@@ -1,0 +1,159 @@
+# The gate math by itself, for the tests of its accuracy, and the probes of the machine's limits.
+
+
+def sigmoid(np.ndarray a):
+    """The kernels' sigmoid of a contiguous 1-D array."""
+    cdef np.ndarray out = numpy.empty_like(a)
+    elementwise(a, out, False)
+    return out
+
+
+def tanh(np.ndarray a):
+    """The kernels' tanh of a contiguous 1-D array."""
+    cdef np.ndarray out = numpy.empty_like(a)
+    elementwise(a, out, True)
+    return out
+
+
+cdef struct Probe:                          # what a rank repeats: the first of these that is set
+    const tiles_t *tiles
+    Py_ssize_t repeats
+    barrier_line *lines                     # meet the other ranks
+    unsigned long epoch
+    int threads
+    const product_t *product                # one product
+    const char *data                        # read `bytes` of its own
+    Py_ssize_t bytes                        # and else multiply and add in registers
+
+
+cdef void run_probe(void *arg, int rank) noexcept nogil:
+    cdef Probe *p = <Probe *>arg
+    cdef Py_ssize_t i, _
+    if p.lines != NULL:
+        for i in range(1, p.repeats + 1):
+            team_barrier(p.lines, rank, p.threads, p.epoch + i)
+    elif p.product != NULL:
+        for _ in range(p.repeats):
+            p.tiles.product(p.product)
+    elif p.data != NULL:
+        for _ in range(p.repeats):
+            p.tiles.read(p.data + rank * p.bytes, p.bytes // p.tiles.itemsize)
+    else:
+        p.tiles.multiply_adds(p.repeats)
+
+
+cdef double probe(Probe *p, int threads, double seconds):
+    """Seconds of one repeat when `threads` threads run together: the best of eight parts, which take `seconds` in all.
+
+    Whatever else runs on the machine only ever makes a part slower.
+    """
+    cdef int granted = team_acquire(threads, .005), parts = 8
+    cdef double began, taken = 0, best = 0
+    try:
+        if granted < threads:
+            raise RuntimeError(f"threads: expected {threads} to be free, got {granted}")
+        with nogil:
+            p.threads = threads
+            p.repeats = 1
+            while parts > 0:
+                if taken > 0:
+                    p.repeats *= 2
+                began = cpu_seconds()
+                team_run(threads, run_probe, p)
+                taken = cpu_seconds() - began
+                p.epoch += p.repeats
+                if taken < seconds / 8:
+                    continue
+                parts -= 1
+                if best == 0 or taken / p.repeats < best:
+                    best = taken / p.repeats
+                taken = 0
+    finally:
+        team_release(granted)
+    return best
+
+
+def peak(dtype, int threads=1, double seconds=.02):
+    """Floating-point operations a second of multiply-adds that stay in registers, in the instruction set in force."""
+    cdef Probe p
+    memset(&p, 0, sizeof(p))
+    p.tiles = tiles_for(numpy.dtype(dtype))
+    return p.tiles.multiply_adds(1) * threads / probe(&p, threads, seconds)
+
+
+def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
+    """Bytes a second of reading `size` bytes, each thread its own, over and over."""
+    cdef Probe p
+    memset(&p, 0, sizeof(p))
+    size = max(4096, size // 4096 * 4096)
+    cdef Memory memory = Memory(<object>size * threads)
+    memset(memory.data, 0, size * threads)
+    p.tiles = tiles_for(numpy.dtype(numpy.float32))
+    p.data = memory.data
+    p.bytes = size
+    return <double>size * threads / probe(&p, threads, seconds)
+
+
+def barrier_cost(int threads, double seconds=.02):
+    """Seconds until `threads` threads have met at a barrier that they came to together."""
+    cdef Probe p
+    memset(&p, 0, sizeof(p))
+    cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
+    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
+    memset(p.lines, 0, threads * sizeof(barrier_line))
+    return probe(&p, threads, seconds)
+
+
+def latency(dtype, double seconds=.02):
+    """Seconds that one multiply-add waits for the one before it: the slope of a single chain's time over its length."""
+    cdef Probe p
+    cdef product_t product
+    cdef Py_ssize_t most = 128
+    memset(&p, 0, sizeof(p))
+    memset(&product, 0, sizeof(product))
+    p.tiles = tiles_for(numpy.dtype(dtype))
+    cdef Py_ssize_t a = most * p.tiles.itemsize, vector = p.tiles.lanes * p.tiles.itemsize
+    cdef Memory memory = Memory(a + (most + 1) * vector)
+    memset(memory.data, 0, a + (most + 1) * vector)
+    cdef void *row = memory.data
+    cdef void *out = memory.data + a + most * vector
+    product.rows = product.a_step = product.segments = product.width = product.vectors = product.last = 1
+    product.a = <const void **>&row
+    product.out = &out
+    product.w = memory.data + a
+    product.out_step = p.tiles.lanes
+    p.product = &product
+    product.depth = most
+    cdef double whole = probe(&p, 1, seconds)
+    product.depth = most // 2
+    return (whole - probe(&p, 1, seconds)) / (most - most // 2)
+
+
+cdef struct Elementwise:
+    const tiles_t *tiles
+    const void *a
+    void *out
+    Py_ssize_t n
+    bint is_tanh
+
+
+cdef void run_elementwise(void *arg, int rank) noexcept nogil:
+    cdef Elementwise *e = <Elementwise *>arg
+    if e.is_tanh:
+        e.tiles.tanh(e.a, e.out, e.n)
+    else:
+        e.tiles.sigmoid(e.a, e.out, e.n)
+
+
+cdef int elementwise(np.ndarray a, np.ndarray out, bint is_tanh) except -1:
+    cdef Elementwise e
+    if a.ndim != 1 or not a.flags.c_contiguous or a.dtype not in (numpy.float32, numpy.float64):
+        raise TypeError(f"a: expected a contiguous 1-D array of float32 or float64, got {a.ndim}-D {a.dtype}")
+    e.tiles = tiles_for(a.dtype)
+    e.a = np.PyArray_DATA(a)
+    e.out = np.PyArray_DATA(out)
+    e.n = a.shape[0]
+    e.is_tanh = is_tanh
+    with nogil:
+        team_run(1, run_elementwise, &e)
+    return 0

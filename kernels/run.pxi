@@ -1,0 +1,264 @@
+# The order of a ragged batch: longest first, so that the sequences at work in a step are the first `active[s]`.
+
+
+@cython.final
+@cython.internal
+cdef class Plan:
+    cdef Py_ssize_t T, B, steps, rows
+    cdef Memory memory
+    cdef Py_ssize_t *order      # [B]  row j of a step is sequence order[j]
+    cdef Py_ssize_t *length     # [B]  by sequence
+    cdef Py_ssize_t *active     # [steps]
+    cdef Py_ssize_t *offset     # [steps + 1]  first row of a step on the tape
+
+    def __cinit__(self, Py_ssize_t T, Py_ssize_t B, lengths):
+        cdef Py_ssize_t b, s, n, count
+        cdef const np.int64_t[::1] given
+        self.T = T
+        self.B = B
+        if B == 0:
+            T = 0                                               # nothing to plan, however many steps
+        self.memory = Memory((2 * (<object>T + B) + 1) * sizeof(Py_ssize_t))
+        self.order = <Py_ssize_t *>self.memory.data
+        self.length = self.order + B
+        self.active = self.length + B
+        self.offset = self.active + T
+        if lengths is None:
+            for b in range(B):
+                self.order[b] = b
+                self.length[b] = T
+        else:
+            given = lengths
+            memset(self.offset, 0, (T + 1) * sizeof(Py_ssize_t))
+            for b in range(B):
+                self.length[b] = given[b]
+                self.offset[self.length[b]] += 1                # sequences of each length ...
+            n = 0
+            for s in range(T, -1, -1):
+                count = self.offset[s]
+                self.offset[s] = n                              # ... where the first of them comes ...
+                n += count
+            for b in range(B):
+                s = self.length[b]
+                self.order[self.offset[s]] = b                  # ... and the next one
+                self.offset[s] += 1
+        self.steps = self.length[self.order[0]] if B else 0
+        n = B
+        self.offset[0] = 0
+        for s in range(self.steps):
+            while n and self.length[self.order[n - 1]] <= s:
+                n -= 1
+            self.active[s] = n
+            self.offset[s + 1] = self.offset[s] + n
+        self.rows = self.offset[self.steps]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# A run: one call of the team over one or two directions.
+
+
+cdef struct Direction:
+    Layer layer
+    bint reverse, packed, training
+    Py_ssize_t B, steps
+    Py_ssize_t *order
+    Py_ssize_t *length
+    Py_ssize_t *active
+    Py_ssize_t *offset
+    const char *x               # (T, B, I), byte strides
+    Py_ssize_t x_t, x_b, x_i
+    char *y                     # (T, B, H), byte strides; the units of a row are neighbours
+    Py_ssize_t y_t, y_b
+    char *h0                    # [B][stride], rows in plan order
+    char *c0                    # ... the running c when not training
+    char *gates                 # training: [rows][segments*stride]
+    char *c                     # training: [rows][stride]
+    # backward only
+    Matrix dh[2]
+    Matrix dx
+    const char *dy
+    Py_ssize_t dy_t, dy_b
+    char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
+    char *d_c
+    char *d_rh
+    char *grad_x                # (T, B, I) contiguous
+    Py_ssize_t gx_t, gx_b
+    char *grad_w_ih
+    char *grad_w_hh
+    char *grad_b_ih
+    char *grad_b_hh
+
+
+cdef struct Group:
+    # Rows first, first + every, ... of the batch, all steps of one direction, shared by `width` threads.
+    Direction *direction
+    Py_ssize_t first, every
+    Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
+    char *gates                 # inference: the gate rows of a chunk
+    barrier_line *lines
+    int stop[2]                 # by parity of the epoch: agreed by the leader before a barrier, read after it
+
+
+cdef struct Run:
+    int size, width, groups
+    double patience             # seconds worth waiting for the team: half of what it would save
+    bint backward
+    int directions
+    Direction direction[2]
+    Group *group
+    barrier_line *lines         # of the whole team
+    char *scratch               # per rank
+    Py_ssize_t scratch_bytes
+    char *right                 # backward: right operands of dW, shared by the team
+    bint interrupted
+    fp_state outside            # the caller's, for its signal handlers
+    int stop[2]                 # as a group's, for the whole team's barrier
+    double checked              # when rank 0 last looked for signals
+    double work                 # multiply-adds since it last looked at the clock
+
+
+cdef struct Worker:
+    Run *run
+    int rank
+    unsigned long epoch         # of the team's barrier
+    Group *group                # in the time loop: where this rank works, on which seat, and the group's barrier
+    int seat
+    unsigned long group_epoch
+    # row pointers, carved out of the rank's scratch
+    void **a
+    void **out
+    void **gates
+    void **h_prev
+    void **h
+    void **c_prev
+    void **c
+    void **dy
+    void **dh
+    void **dc
+    void **drh
+    char *buffer                # staged x rows or packed left operands
+
+
+cdef void look_for_signals(Run *run) noexcept nogil:
+    cdef double now = cpu_seconds()
+    run.work = 0
+    if run.interrupted or now - run.checked < SIGNAL_SECONDS:
+        return
+    cdef fp_state inside = fp_now()
+    fp_restore(run.outside)
+    with gil:
+        if signals_pending():
+            run.interrupted = True
+    fp_restore(inside)
+    run.checked = cpu_seconds()
+
+
+cdef inline void account(Worker *k, double multiply_adds) noexcept nogil:
+    """Called beside every product: rank 0 looks for signals now and then."""
+    if k.rank == 0:
+        k.run.work += multiply_adds
+        if k.run.work > SIGNAL_WORK:
+            look_for_signals(k.run)
+
+
+cdef bint meet(Worker *k) noexcept nogil:
+    """The whole team's barrier; True when all agree to stop. Rank 0 decides before, the others read after."""
+    cdef Run *run = k.run
+    if run.size == 1:
+        return run.interrupted
+    k.epoch += 1
+    if k.rank == 0:
+        run.stop[k.epoch & 1] = run.interrupted
+    team_barrier(run.lines, k.rank, run.size, k.epoch)
+    return run.stop[k.epoch & 1]
+
+
+cdef inline Py_ssize_t next_turn(Worker *k, int line, Py_ssize_t *turn) noexcept nogil:
+    """The next of the turns that the team takes between two of its barriers; start from -1."""
+    turn[0] = team_turn(&k.run.lines[line], k.epoch) if k.run.size > 1 else turn[0] + 1
+    return turn[0]
+
+
+cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """n rounded up, for every rank to have as much."""
+    return (n + size - 1) // size * size
+
+
+cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
+    if g.every == 1:
+        return active
+    return (active - g.first + g.every - 1) // g.every if active > g.first else 0
+
+
+cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:
+    """Where the rank's share of n begins; rank == size: where the last one ends."""
+    return 0 if rank == 0 else n if rank == size else n * rank // size
+
+
+cdef inline Py_ssize_t time_of(Direction *d, Py_ssize_t b, Py_ssize_t s) noexcept nogil:
+    return d.length[b] - 1 - s if d.reverse else s
+
+
+cdef inline const char *x_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
+    cdef Py_ssize_t b = d.order[j]
+    return d.x + time_of(d, b, s) * d.x_t + b * d.x_b
+
+
+cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
+    """h after step s of row j; h0 before the first."""
+    cdef Py_ssize_t b
+    if s < 0:
+        return d.h0 + j * d.layer.stride * d.layer.tiles.itemsize
+    b = d.order[j]
+    return d.y + time_of(d, b, s) * d.y_t + b * d.y_b
+
+
+cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
+    if s < 0 or not d.training:
+        return d.c0 + j * d.layer.stride * d.layer.tiles.itemsize
+    return d.c + (d.offset[s] + j) * d.layer.stride * d.layer.tiles.itemsize
+
+
+cdef inline char *tape_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
+    return d.gates + (d.offset[s] + j) * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
+
+
+cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n) noexcept nogil:
+    """x rows whose elements are not neighbours are copied, a chunk at a time."""
+    cdef Py_ssize_t i
+    if d.layer.tiles.itemsize == 8:
+        for i in range(n):
+            (<double *>to)[i] = (<const double *>(row + i * d.x_i))[0]
+    else:
+        for i in range(n):
+            (<float *>to)[i] = (<const float *>(row + i * d.x_i))[0]
+    return to
+
+
+cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
+    """Aim a product at a packed matrix; a single segment of operand unless said otherwise."""
+    memset(p, 0, sizeof(product_t))
+    p.w = m.data
+    p.width = m.width
+    p.vectors = m.vectors
+    p.last = m.vectors
+    p.depth = m.depth
+    p.segments = 1
+    p.a_step = 1
+    p.out_step = tiles.lanes
+    p.out_panel = m.width * tiles.lanes
+
+
+cdef void into_gates(product_t *p, Matrix *m, Layer *l, int segment) noexcept nogil:
+    """Results go into gate rows: gate v of a panel into segment `segment + v`."""
+    p.out_offset = segment * l.stride
+    if m.gated:
+        p.out_step = l.stride
+        p.out_panel = l.tiles.lanes
+
+
+cdef void from_gates(product_t *p, Layer *l, Share *s) noexcept nogil:
+    """The left operand is `gates` segments of a gate row, the row pointers being those of the first segment."""
+    p.segments = s.gates
+    p.depth = l.H
+    p.a_segment = l.stride

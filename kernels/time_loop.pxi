@@ -1,0 +1,215 @@
+# One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
+
+
+cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
+                bint shared, bint backwards) noexcept nogil:
+    """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
+    one CPU is often slower than its neighbour. Serpentine: `backwards` on every other step, so that what is still in
+    cache is used first."""
+    cdef Group *g = k.group
+    cdef Layer *l = &g.direction.layer
+    cdef Py_ssize_t lanes = l.tiles.lanes
+    cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
+    cdef int width = k.run.width, whose = k.seat, _
+    cdef Py_ssize_t span = g.most
+    cdef Py_ssize_t first, last, origin, blocks, turn, a, b
+    cdef Py_ssize_t rows = max(p.rows, q.rows)
+    cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
+    cdef const char *data = <const char *>p.w
+    cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
+    cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
+    if rows >= FEW_ROWS:
+        span = 1 if m.gated else PANEL
+    elif streams:
+        span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
+    p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
+    for _ in range(width if shared else 1):
+        first = part(g.units, whose, width)
+        last = part(g.units, whose + 1, width)
+        origin = first
+        blocks = 1
+        if span < last - first:
+            origin = first // span * span                       # whole panels where the share allows
+            blocks = (last - origin + span - 1) // span
+        turn = -1
+        while not k.run.interrupted:
+            turn = team_turn(&g.lines[whose], k.group_epoch) if shared else turn + 1
+            if turn >= blocks:
+                break
+            a = origin + (blocks - 1 - turn if backwards else turn) * span
+            b = min(a + span, last)
+            a = max(a, first)
+            p.first = a * each
+            p.last = b * each
+            p.next = NULL
+            if p.prefetch and turn + 1 < blocks:
+                p.next = data + (a - span if backwards else b) * unit_bytes
+            l.tiles.product(p)
+            if q.rows:
+                q.first = a * lanes
+                q.last = min(b * lanes, l.H)
+                f(q)
+            account(k, work * (b - a))
+        whose = whose + 1 if whose + 1 < width else 0
+
+
+cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noexcept nogil:
+    """x W_ih + biases into the gate rows of steps [start, end): the recurrent tiles go on from there."""
+    cdef Group *g = k.group
+    cdef Direction *d = g.direction
+    cdef Layer *l = &d.layer
+    cdef Py_ssize_t size = l.tiles.itemsize, row_bytes = l.cell.segments * l.stride * size
+    cdef Py_ssize_t s, i, j, n = 0, a, b
+    cdef const char *row
+    cdef product_t p
+    cdef pointwise_t none
+    a = part(g.units, k.seat, k.run.width) * l.tiles.lanes * size
+    b = part(g.units, k.seat + 1, k.run.width) * l.tiles.lanes * size
+    for s in range(start, end):
+        for i in range(group_rows(g, d.active[s])):
+            j = g.first + i * g.every
+            row = x_row(d, j, s)
+            if d.x_i != size:
+                row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
+            k.a[n] = <void *>row
+            k.out[n] = tape_row(d, j, s) if d.training else g.gates + n * row_bytes
+            if l.cell.plain >= 0:                               # no share of x: starts from its own bias
+                memcpy(<char *>k.out[n] + l.cell.plain * l.stride * size + a,
+                       l.bias + l.cell.plain * l.stride * size + a, b - a)
+            n += 1
+    take(&p, &l.x, l.tiles)
+    into_gates(&p, &l.x, l, l.cell.x.segment)
+    p.init = l.bias
+    p.a = <const void **>k.a
+    p.out = k.out
+    p.rows = n
+    none.rows = 0
+    stage(k, &l.x, &p, &none, NULL, shared, False)
+
+
+cdef bint barrier(Worker *k) noexcept nogil:
+    """The group's barrier; True when all of it agree to stop."""
+    cdef Group *g = k.group
+    cdef int width = k.run.width
+    if width == 1:
+        return k.run.interrupted
+    k.group_epoch += 1
+    if k.seat == 0:
+        g.stop[k.group_epoch & 1] = k.run.interrupted
+    team_barrier(g.lines, k.seat, width, k.group_epoch)
+    return g.stop[k.group_epoch & 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# THE TIME LOOP
+
+
+cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
+    """All steps of a group, forwards or backwards; True when interrupted.
+
+    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
+    Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
+    A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
+    and none between a chunk's projection and its steps as long as a rank keeps to its own units.
+    """
+    cdef Run *run = k.run
+    cdef Direction *d = g.direction
+    cdef Layer *l = &d.layer
+    cdef Cell *cell = l.cell
+    cdef const tiles_t *tiles = l.tiles
+    cdef Py_ssize_t size = tiles.itemsize
+    cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
+    cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
+    cdef int t
+    cdef bint back = run.backward, shared
+    cdef product_t p[2]
+    cdef pointwise_t q
+    k.group = g
+    k.seat = seat
+    k.group_epoch = 0
+    memset(&q, 0, sizeof(q))
+    q.stride = l.stride
+    q.training = d.training
+    q.gates = k.gates
+    q.h_prev = <const void **>k.h_prev
+    q.h = k.h
+    q.c_prev = <const void **>k.c_prev
+    q.c = k.c
+    q.dy = <const void **>k.dy if d.dy else NULL
+    q.dh = k.dh
+    q.dc = k.dc
+    q.drh = k.drh
+    for t in range(cell.stages):
+        if back:
+            take(&p[t], &d.dh[t], tiles)
+            from_gates(&p[t], l, &cell.dh[t])
+            p[t].accumulate = t == 0
+            p[t].out = k.dh if t == 0 else k.drh
+        else:
+            take(&p[t], &l.h[t], tiles)
+            into_gates(&p[t], &l.h[t], l, cell.h[t].segment)
+            p[t].accumulate = 1
+            p[t].out = k.gates
+        p[t].a = <const void **>k.a
+
+    for turn in range(d.steps):
+        s = d.steps - 1 - turn if back else turn
+        n = group_rows(g, d.active[s])
+        m = n
+        shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
+        if back:
+            m = group_rows(g, d.active[s + 1]) if turn else 0
+        elif s == chunk_end:
+            chunk_rows = 0
+            while chunk_end < d.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= CHUNK):
+                chunk_rows += group_rows(g, d.active[chunk_end])
+                chunk_end += 1
+            project(k, s, chunk_end, shared)
+            if shared and barrier(k):
+                return True
+            at = 0
+
+        for i in range(n):
+            j = g.first + i * g.every
+            k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
+            k.h_prev[i] = y_row(d, j, s - 1)
+            k.h[i] = y_row(d, j, s)
+            if cell.states == 2:
+                k.c_prev[i] = tape_c(d, j, s - 1)
+                k.c[i] = tape_c(d, j, s)
+            if back:
+                k.dh[i] = d.d_h + j * segment_bytes
+                if cell.states == 2:
+                    k.dc[i] = d.d_c + j * segment_bytes
+                if cell.stages == 2:
+                    k.drh[i] = d.d_rh + j * segment_bytes
+                if d.dy:
+                    k.dy[i] = <void *>(d.dy + time_of(d, d.order[j], s) * d.dy_t + d.order[j] * d.dy_b)
+        at += n
+
+        for t in range(cell.stages):
+            q.rows = n
+            p[t].rows = m if t == 0 else n
+            if back:
+                for i in range(p[t].rows):
+                    j = g.first + i * g.every
+                    k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
+                stage(k, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
+            else:
+                for i in range(n):
+                    k.a[i] = k.h_prev[i] if cell.source[t] < 0 else <char *>k.gates[i] + cell.source[t] * segment_bytes
+                stage(k, &l.h[t], &p[t], &q, tiles.forward[l.kind][t], shared, turn & 1)
+            if barrier(k):
+                return True
+
+    if back and d.steps:                                        # dh0: what step 0 sends
+        n = group_rows(g, d.active[0])
+        for i in range(n):
+            j = g.first + i * g.every
+            k.a[i] = tape_row(d, j, 0) + cell.dh[0].segment * segment_bytes
+            k.dh[i] = d.d_h + j * segment_bytes
+        p[0].rows = n
+        q.rows = 0
+        stage(k, &d.dh[0], &p[0], &q, NULL, False, d.steps & 1)
+        return k.run.interrupted if run.width == 1 else False
+    return False
