@@ -1,15 +1,13 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: auto_pickle=False
 # distutils: language=c
-"""The compiled backend: forward, backward and streams around THE TIME LOOP, one for every cell and both passes; that, the
-packing, the partition of work over the team and the parameter gradients are in files of their own, included below.
-Arguments come checked: all this refuses to judge them (streams excepted: nothing stands before them), and holds no gate
-math, which lives in the tiles."""
+"""The compiled backend: forward, backward and streams around THE TIME LOOP, one for every cell and both passes. The loop,
+the packing, the partition of work over the team and the parameter gradients are in files of their own, included below.
+Arguments come checked: all this refuses to judge them (streams excepted: nothing stands before them), and holds no
+gate math, which lives in the tiles."""
 
 cimport cython
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
-from posix.stdlib cimport posix_memalign
 
 cimport numpy as np
 
@@ -18,10 +16,8 @@ import os
 import numpy
 
 from tiles cimport (
-    CELLS, GRU, GRU_RESET_BEFORE, LSTM, PANEL, RNN_RELU, RNN_TANH, TEAM_MOST,
-    barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_large_pages, cpu_seconds, cpu_tiles, fp_now, fp_restore,
-    fp_state, pack_t, pointwise_fn, pointwise_t, product_t, team_acquire, team_barrier, team_release, team_run,
-    team_turn, tiles_t,
+    TEAM_MOST, barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_seconds, cpu_tiles, product_t, team_acquire,
+    team_barrier, team_release, team_run, tiles_t,
 )
 
 np.import_array()

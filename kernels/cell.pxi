@@ -1,6 +1,8 @@
 # What a cell is to the loop. A gate row has `segments` segments of H (padded): its pre-activations going in, the
 # tape after the forward pass, the gradients of the pre-activations after the backward pass.
 
+from tiles cimport CELLS, GRU, GRU_RESET_BEFORE, LSTM, RNN_RELU, RNN_TANH
+
 
 cdef struct Share:
     # A product within the cell: which gates (rows of W) and which segments of the gate row take part.

@@ -1,5 +1,7 @@
 # Packed matrices: a layer as the tiles read it.
 
+from tiles cimport PANEL, pack_t
+
 
 cdef struct Matrix:
     char *data

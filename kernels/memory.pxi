@@ -1,5 +1,10 @@
 # Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next.
 
+from libc.stdlib cimport free
+from posix.stdlib cimport posix_memalign
+
+from tiles cimport cpu_large_pages
+
 
 cdef struct Spare:
     char *data

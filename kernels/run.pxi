@@ -1,5 +1,7 @@
 # The order of a ragged batch: longest first, so that the sequences at work in a step are the first `active[s]`.
 
+from tiles cimport fp_now, fp_restore, fp_state, team_turn
+
 
 @cython.final
 @cython.internal

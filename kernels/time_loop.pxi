@@ -1,5 +1,7 @@
 # One stage of a step: the product of some panels, then the pointwise part on the rows they have just made.
 
+from tiles cimport pointwise_fn, pointwise_t
+
 
 cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
                 bint shared, bint backwards) noexcept nogil:
