@@ -1,10 +1,10 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: auto_pickle=False
 # distutils: language=c
-"""The compiled backend: forward, backward and streams around THE TIME LOOP, one for every cell and both passes. The loop,
-the packing, the partition of work over the team and the parameter gradients are in files of their own, included below.
-Arguments come checked: all this refuses to judge them (streams excepted: nothing stands before them), and holds no
-gate math, which lives in the tiles."""
+"""The compiled backend: forward, backward and streams around THE TIME LOOP, one for every cell and both passes. The
+loop, the packing, the partition of work over the team and the parameter gradients are in files of their own, included
+below. Arguments come checked: all this refuses to judge them (streams excepted: nothing stands before them), and holds
+no gate math, which lives in the tiles."""
 
 cimport cython
 from libc.string cimport memcpy, memset
