@@ -126,6 +126,10 @@ TILE(1, 1, 4, 0, tile_1x4)
 #if WIDEST == 4
 TILES_OF_4(0, )
 TILES_OF_4(1, _fetch)
+#else
+TILE(4, 1, 2, 1, tile_4x2_fetch)
+TILE(5, 1, 2, 1, tile_5x2_fetch)
+TILE(6, 1, 2, 1, tile_6x2_fetch)
 #endif
 TILE(1, 2, 4, 0, tile_1x4_two)
 TILE(1, 2, 3, 0, tile_1x3_two)
@@ -148,7 +152,11 @@ static const N(tile_fn) N(tiles_by_shape)[2][5][MOST_ROWS + 1] = {
 #endif
     {{0},
      {0},
+#if WIDEST == 4
      {0},
+#else
+     {0, 0, 0, 0, N(tile_4x2_fetch), N(tile_5x2_fetch), N(tile_6x2_fetch)},
+#endif
 #if ROWS_OF_3 == 8
      {0, 0, 0, 0, N(tile_4x3_fetch), N(tile_5x3_fetch), N(tile_6x3_fetch), N(tile_7x3_fetch), N(tile_8x3_fetch)},
 #else
@@ -170,7 +178,10 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
     const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
     /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
-    if (next) g->fetch_step = tiles <= width ? 64 : (64 * width + tiles - 1) / tiles;
+    if (next) {
+        g->fetch_step = (VECTOR_BYTES * width + tiles - 1) / tiles;
+        if (g->fetch_step > 64) g->fetch_step = 64;
+    }
     for (ptrdiff_t t = 0; t < tiles; t++) {
         const ptrdiff_t rows = fewer + (t < longer);
         N(tile_fn) tile = N(tiles_by_shape)[0][width][rows];
@@ -224,9 +235,10 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         }
         ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
         if (p->rows > 1 && width == 4 && WIDEST < 4) width = WIDEST;
-        const char *next = !p->prefetch || width < full ? NULL
-                           : v + width < p->last        ? (const char *)(from + g->w_panel)
-                                                        : after;
+        const char *next = !p->prefetch                  ? NULL
+                           : v - within + full < p->last ? (const char *)(from - within * LANES + g->w_panel)
+                                                         : after;
+        if (next) next += within * g->depth * g->segments * VECTOR_BYTES; /* half a panel fetches half of the next */
         N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES,
                          next);
         v += width;

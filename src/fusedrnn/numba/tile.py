@@ -68,7 +68,7 @@ PACK = record(
 
 def has_fetch(V: int, R: int) -> bool:
     """Whether a tile is wide enough to hide a prefetch in every step of k."""
-    return (V == WIDEST == 4 and R >= 2) or (V == 3 and R >= 4)
+    return V in (WIDEST, 3) and (2 if V == 4 else 4) <= R
 
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -308,7 +308,7 @@ def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like)
     fewer = total if tiles == 1 else total // tiles
     longer = total - fewer * tiles
     # the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free
-    g.fetch_step = 64 if tiles <= width else (64 * width + tiles - 1) // tiles
+    g.fetch_step = min((VECTOR_BYTES * width + tiles - 1) // tiles, 64)
     for t in range(tiles):
         rows = fewer + 1 if t < longer else fewer
         fetch = 1 if ahead and FETCHES[width * 9 + rows] else 0
@@ -369,8 +369,10 @@ def block(p, walk, a_offset, k0, after, like):
         if rows > 1 and width > WIDEST and width == 4:
             width = WIDEST
         ahead = 0
-        if q.prefetch and width == full:
-            ahead = w + g.w_panel * size if v + width < end else after
+        if q.prefetch:
+            ahead = w - within * VECTOR_BYTES + g.w_panel * size if v - within + full < end else after
+        if ahead:
+            ahead += within * g.depth * g.segments * VECTOR_BYTES  # half a panel fetches half of the next
         some = columns - v * L if columns else width * L
         rows_of_tiles(p, walk, a_offset, w, width, out_offset, some, ahead, like)
         v += width
