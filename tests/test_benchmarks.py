@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare  # noqa: E402
+import loops  # noqa: E402
 import paired  # noqa: E402
 import peers  # noqa: E402
 import shapes  # noqa: E402
@@ -170,6 +171,13 @@ def test_bench_is_printed(capsys):
     assert "no time left for inference lstm B64" in printed.err
     with pytest.raises(SystemExit):
         quick.main(["--peers=nobody"])
+
+
+def test_bare_loops_run(capsys):
+    if not machine.is_probed() or "avx512" not in fr.backends.compiled().available_isas():
+        pytest.skip("needs AVX-512")
+    assert loops.main(["--rounds=1"]) == 0
+    assert "tile 6x4, panel in L2" in capsys.readouterr().out
 
 
 # --- the comparison ---
