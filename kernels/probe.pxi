@@ -45,9 +45,11 @@ cdef void run_probe(void *arg, int rank) noexcept nogil:
 cdef double probe(Probe *p, int threads, double seconds):
     """Seconds of one repeat when `threads` threads run together: the best of eight parts, which take `seconds` in all.
 
-    Whatever else runs on the machine only ever makes a part slower.
+    Whatever else runs on the machine only ever makes a part slower. How many repeats make a part is found by one thread
+    alone, where it can be: one that waits for another's CPU would take a single repeat for a whole part.
     """
-    cdef int granted = team_acquire(threads, .005), parts = 8
+    cdef int granted = team_acquire(threads, .005), _
+    cdef int alone = threads if p.lines != NULL else 1
     cdef double began, taken = 0, best = 0
     try:
         if granted < threads:
@@ -55,19 +57,19 @@ cdef double probe(Probe *p, int threads, double seconds):
         with nogil:
             p.threads = threads
             p.repeats = 1
-            while parts > 0:
-                if taken > 0:
-                    p.repeats *= 2
+            while taken < seconds / 8:
+                p.repeats *= 2
+                began = cpu_seconds()
+                team_run(alone, run_probe, p)
+                taken = cpu_seconds() - began
+                p.epoch += p.repeats
+            for _ in range(8):
                 began = cpu_seconds()
                 team_run(threads, run_probe, p)
                 taken = cpu_seconds() - began
                 p.epoch += p.repeats
-                if taken < seconds / 8:
-                    continue
-                parts -= 1
                 if best == 0 or taken / p.repeats < best:
                     best = taken / p.repeats
-                taken = 0
     finally:
         team_release(granted)
     return best
