@@ -17,12 +17,16 @@ modes = pytest.mark.parametrize("mode", ["inference", "training"])
 @fast_backends
 @modes
 @three
-@pytest.mark.parametrize("lengths", ["uniform", "one_long", "all_short"])
+@pytest.mark.parametrize("lengths", ["uniform", "uniform_small", "one_long", "all_short"])
 def test_ragged(timer: Timer, lengths, cell, mode, backend):
-    """`over_share_of_dense`: the time over that of the dense batch times the share of valid steps."""
+    """`over_share_of_dense`: the time over that of the dense batch times the share of valid steps.
+
+    `uniform_small`: steps of a few microseconds, where it shows what does not depend on the rows.
+    """
     timer.benchmark.group = "ragged"
-    dense = Work(cell, 32, 50, 256, 256)
-    job = dataclasses.replace(dense, lengths=shapes.ragged(lengths))
+    kind, small, _ = lengths.partition("_small")
+    dense = Work(cell, 16, 100, 64, 64) if small else Work(cell, 32, 50, 256, 256)
+    job = dataclasses.replace(dense, lengths=shapes.ragged(kind, dense.B, dense.T))
     share = job.valid / dense.valid
     ratio = timer.ratio(timer(job, mode, backend), timer.run(dense, mode, backend))
     timer.benchmark.extra_info.update(share=share, over_share_of_dense=ratio / share)
