@@ -102,15 +102,6 @@ cdef inline void state_out(Layer *l, Py_ssize_t *order, Py_ssize_t B, char *rows
         memcpy(to + order[j] * l.H * size, rows + j * l.stride * size, l.H * size)
 
 
-cdef void clear_padding(Direction *d, Py_ssize_t T) noexcept nogil:
-    """y is 0 past a sequence's length."""
-    cdef Py_ssize_t t, b
-    for t in range(T):
-        for b in range(d.B):
-            if t >= d.length[b]:
-                memset(d.y + t * d.y_t + b * d.y_b, 0, d.layer.H * d.layer.tiles.itemsize)
-
-
 def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     """One layer, one or two directions; see the backend protocol in fusedrnn.backends."""
     cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), j, s, b
@@ -124,7 +115,6 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     cdef list layers = []
     cdef list weights = []
     cdef int i
-    cdef object dtype = x.dtype
     cdef char *at
     run.directions = D
     for w, _, _, _ in directions:
@@ -137,9 +127,9 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             weights.append((w[0], w[1]))
         layers.append(packed)
     cdef Py_ssize_t H = (<Packed>layers[0]).layer.H, I = (<Packed>layers[0]).layer.inputs, size = x.itemsize
-    cdef np.ndarray y = numpy.empty((T, B, D * H), dtype)
-    cdef np.ndarray h_n = numpy.empty((D, B, H), dtype)
-    cdef np.ndarray c_n = numpy.empty((D, B, H), dtype) if (<Packed>layers[0]).layer.cell.states == 2 else None
+    cdef np.ndarray y = new_array(size, False, T, B, D * H)
+    cdef np.ndarray h_n = new_array(size, False, D, B, H)
+    cdef np.ndarray c_n = new_array(size, False, D, B, H) if (<Packed>layers[0]).layer.cell.states == 2 else None
     for i in range(D):
         d = &run.direction[i]
         packed = layers[i]
@@ -149,6 +139,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         d.reverse = reverse
         d.packed = packed.sources is None
         d.training = training
+        d.T = T
         d.B = B
         d.steps = plan.steps
         d.order = plan.order
@@ -187,9 +178,6 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             memcpy(<char *>np.PyArray_DATA(h_n) + (i * B + b) * H * size, y_row(d, j, s), H * size)
             if l.cell.states == 2:
                 memcpy(<char *>np.PyArray_DATA(c_n) + (i * B + b) * H * size, tape_c(d, j, s), H * size)
-        if plan.rows < T * B:
-            with nogil:
-                clear_padding(d, T)
     if not training:
         return y, h_n, c_n, None
     cdef Tape tape = Tape.__new__(Tape)
@@ -224,11 +212,10 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef char *at
     cdef np.ndarray grad_y = None if dy is None else contiguous(dy)
     cdef Py_ssize_t I = run.direction[0].layer.inputs, H = run.direction[0].layer.H
-    cdef np.ndarray dx = (numpy.empty if plan.rows == T * B else numpy.zeros)((T, B, I), x.dtype)
+    cdef np.ndarray dx = new_array(size, False, T, B, I)
     cdef np.ndarray wi, wh, a
     cdef list gradients = []
     run.backward = True
-    make = numpy.empty if plan.rows else numpy.zeros
     for i in range(D):
         d = &run.direction[i]
         l = &d.layer
@@ -271,20 +258,20 @@ def backward(Tape tape, dy, dh_n, dc_n):
         d.grad_x = <char *>np.PyArray_DATA(dx)
         d.gx_t = B * I * size
         d.gx_b = I * size
-        a = make((l.cell.gates * H, I), x.dtype)
+        a = new_array(size, plan.rows == 0, l.cell.gates * H, I)
         d.grad_w_ih = <char *>np.PyArray_DATA(a)
         gw_ih = a
-        a = make((l.cell.gates * H, H), x.dtype)
+        a = new_array(size, plan.rows == 0, l.cell.gates * H, H)
         d.grad_w_hh = <char *>np.PyArray_DATA(a)
         gw_hh = a
-        a = numpy.zeros(l.cell.gates * H, x.dtype)
+        a = new_array(size, True, l.cell.gates * H)
         d.grad_b_ih = <char *>np.PyArray_DATA(a)
         gb_ih = a
-        a = numpy.zeros(l.cell.gates * H, x.dtype)
+        a = new_array(size, True, l.cell.gates * H)
         d.grad_b_hh = <char *>np.PyArray_DATA(a)
         gb_hh = a
-        h0 = numpy.empty((B, H), x.dtype)
-        c0 = numpy.empty((B, H), x.dtype) if l.cell.states == 2 else None
+        h0 = new_array(size, False, B, H)
+        c0 = new_array(size, False, B, H) if l.cell.states == 2 else None
         frame.owners.append((gb_ih, gb_hh))                     # written to even where nobody asks for them
         gradients.append((gw_ih, gw_hh, gb_ih if packed.has_b_ih else None, gb_hh if packed.has_b_hh else None, h0, c0))
     frame.owners.append((grad_y, gradients))

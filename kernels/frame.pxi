@@ -22,6 +22,9 @@ cdef void work(void *arg, int rank) noexcept nogil:
     elif time_loop(&k, &run.group[rank // run.width], rank % run.width) and run.groups == 1:
         return
     if not run.backward:
+        for i in range(run.directions):
+            clear_padding(&k, &run.direction[i], run.direction[i].y, run.direction[i].y_t, run.direction[i].y_b,
+                          run.direction[i].layer.H)
         return
     if meet(&k):
         return
@@ -30,6 +33,19 @@ cdef void work(void *arg, int rank) noexcept nogil:
         input_gradient(&k, &run.direction[i], i > 0)
         if meet(&k):
             return
+
+
+cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py_ssize_t by_b,
+                        Py_ssize_t columns) noexcept nogil:
+    """Zeros past the end of every sequence, the steps shared out among the ranks."""
+    cdef Py_ssize_t t, j
+    if d.offset[d.steps] == d.T * d.B:
+        return
+    t = k.rank
+    while t < d.T:
+        for j in range(d.active[t] if t < d.steps else 0, d.B):
+            memset(rows + t * by_t + d.order[j] * by_b, 0, columns * d.layer.tiles.itemsize)
+        t += k.run.size
 
 
 cdef void pack_backward(Worker *k, Direction *d) noexcept nogil:

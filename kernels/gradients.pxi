@@ -144,6 +144,8 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     p.columns = l.inputs
     p.accumulate = accumulate
     p.prefetch = 1
+    if not accumulate:
+        clear_padding(k, d, d.grad_x, d.gx_t, d.gx_b, l.inputs)
     while not run.interrupted and next_turn(k, 1, &block) < blocks:
         row = rows * block // blocks
         end = rows * (block + 1) // blocks

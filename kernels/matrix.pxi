@@ -88,8 +88,25 @@ cdef struct Layer:
     char *bias
 
 
-cdef np.ndarray contiguous(w):
-    return numpy.ascontiguousarray(w)
+# NumPy by its C functions: a call of numpy.empty is as long as a small step, and ten times that out of a cold cache.
+
+
+cdef inline np.ndarray contiguous(w):
+    return np.PyArray_GETCONTIGUOUS(w)
+
+
+cdef inline int number_of(Py_ssize_t itemsize) noexcept nogil:
+    """NumPy's number of the float type of this size."""
+    return np.NPY_DOUBLE if itemsize == 8 else np.NPY_FLOAT
+
+
+cdef np.ndarray new_array(Py_ssize_t itemsize, bint cleared, Py_ssize_t a, Py_ssize_t b=-1, Py_ssize_t c=-1):
+    """An array of one to three axes, of floats of this size: zeros, or whatever its memory holds."""
+    cdef np.npy_intp[3] shape = [a, b, c]
+    cdef int axes = 1 if b < 0 else 2 if c < 0 else 3
+    if cleared:
+        return np.PyArray_ZEROS(axes, shape, number_of(itemsize), 0)
+    return np.PyArray_EMPTY(axes, shape, number_of(itemsize), 0)
 
 
 @cython.final
@@ -114,8 +131,11 @@ cdef class Packed:
         return self.layer.H
 
 
-cdef const tiles_t *tiles_for(object dtype) except NULL:
-    return &ACTIVE[1 if dtype.itemsize == 8 else 0]
+cdef const tiles_t *tiles_for(Py_ssize_t itemsize) noexcept:
+    return &ACTIVE[1 if itemsize == 8 else 0]
+
+
+cdef tuple DTYPES = (numpy.dtype(numpy.float32), numpy.dtype(numpy.float64))
 
 
 cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
@@ -125,12 +145,12 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
     cdef np.ndarray wi = contiguous(w_ih), wh = contiguous(w_hh)
     cdef int s
     p.cell = cell
-    p.dtype = numpy.dtype(numpy.float64 if wi.itemsize == 8 else numpy.float32)
+    p.dtype = DTYPES[wi.itemsize == 8]
     p.has_b_ih = b_ih is not None
     p.has_b_hh = b_hh is not None
     l.kind = CELL_NUMBER[cell]
     l.cell = &CELL[l.kind]
-    l.tiles = tiles_for(wi.dtype)
+    l.tiles = tiles_for(wi.itemsize)
     l.inputs = wi.shape[1]
     l.H = wh.shape[1]
     l.stride = padded(l.H, l.tiles.itemsize)

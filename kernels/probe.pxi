@@ -79,7 +79,7 @@ def peak(dtype, int threads=1, double seconds=.02):
     """Floating-point operations a second of multiply-adds that stay in registers, in the instruction set in force."""
     cdef Probe p
     memset(&p, 0, sizeof(p))
-    p.tiles = tiles_for(numpy.dtype(dtype))
+    p.tiles = tiles_for(numpy.dtype(dtype).itemsize)
     return p.tiles.multiply_adds(1) * threads / probe(&p, threads, seconds)
 
 
@@ -90,7 +90,7 @@ def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
     size = max(4096, size // 4096 * 4096)
     cdef Memory memory = Memory(<object>size * threads)
     memset(memory.data, 0, size * threads)
-    p.tiles = tiles_for(numpy.dtype(numpy.float32))
+    p.tiles = tiles_for(4)
     p.data = memory.data
     p.bytes = size
     return <double>size * threads / probe(&p, threads, seconds)
@@ -113,7 +113,7 @@ def latency(dtype, double seconds=.02):
     cdef Py_ssize_t most = 128
     memset(&p, 0, sizeof(p))
     memset(&product, 0, sizeof(product))
-    p.tiles = tiles_for(numpy.dtype(dtype))
+    p.tiles = tiles_for(numpy.dtype(dtype).itemsize)
     cdef Py_ssize_t a = most * p.tiles.itemsize, vector = p.tiles.lanes * p.tiles.itemsize
     cdef Memory memory = Memory(a + (most + 1) * vector)
     memset(memory.data, 0, a + (most + 1) * vector)

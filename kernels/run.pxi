@@ -13,9 +13,9 @@ cdef class Plan:
     cdef Py_ssize_t *active     # [steps]
     cdef Py_ssize_t *offset     # [steps + 1]  first row of a step on the tape
 
-    def __cinit__(self, Py_ssize_t T, Py_ssize_t B, lengths):
+    def __cinit__(self, Py_ssize_t T, Py_ssize_t B, np.ndarray lengths):
         cdef Py_ssize_t b, s, n, count
-        cdef const np.int64_t[::1] given
+        cdef const np.int64_t *given
         self.T = T
         self.B = B
         if B == 0:
@@ -30,7 +30,7 @@ cdef class Plan:
                 self.order[b] = b
                 self.length[b] = T
         else:
-            given = lengths
+            given = <const np.int64_t *>np.PyArray_DATA(lengths)
             memset(self.offset, 0, (T + 1) * sizeof(Py_ssize_t))
             for b in range(B):
                 self.length[b] = given[b]
@@ -62,7 +62,7 @@ cdef class Plan:
 cdef struct Direction:
     Layer layer
     bint reverse, packed, training
-    Py_ssize_t B, steps
+    Py_ssize_t T, B, steps      # the longest sequence has `steps`
     Py_ssize_t *order
     Py_ssize_t *length
     Py_ssize_t *active
@@ -92,7 +92,7 @@ cdef struct Direction:
 
 
 cdef struct Group:
-    # Rows first, first + every, ... of the batch, all steps of one direction, shared by `width` threads.
+    # A row of every so many of the batch, all steps of one direction, shared by `width` threads.
     Direction *direction
     Py_ssize_t first, every
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
@@ -187,9 +187,16 @@ cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
+    cdef Py_ssize_t full
     if g.every == 1:
         return active
-    return (active - g.first + g.every - 1) // g.every if active > g.first else 0
+    full = active // g.every
+    return full + (row_of(g, full) < active)
+
+
+cdef inline Py_ssize_t row_of(Group *g, Py_ssize_t i) noexcept nogil:
+    """The group's row i, in plan order: to and fro, so that no group has the longer sequence every time."""
+    return i * g.every + (g.every - 1 - g.first if i & 1 else g.first)
 
 
 cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:

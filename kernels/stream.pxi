@@ -14,7 +14,7 @@ cdef class Stream:
     cdef int wanted         # ... threads worth calling then ...
     cdef int threads        # ... and those that the frames are laid out for
     cdef double patience
-    cdef int type_number
+    cdef int itemsize
     cdef bint busy          # a thread is in advance()
     cdef bint halfway       # the last one was interrupted: some layers are a step ahead of the others
 
@@ -62,7 +62,7 @@ cdef class Stream:
         p = self.packed[len(self.packed) - 1]
         self.H = p.layer.H
         self.dtype = p.dtype
-        self.type_number = np.NPY_DOUBLE if p.layer.tiles.itemsize == 8 else np.NPY_FLOAT
+        self.itemsize = p.layer.tiles.itemsize
         self.asked = THREADS
         self.partition(THREADS)
 
@@ -126,19 +126,19 @@ cdef class Stream:
         if not isinstance(x_t, np.ndarray):
             x_t = numpy.asarray(x_t)
         x = x_t
-        if np.PyArray_TYPE(x) != self.type_number:
+        if np.PyArray_TYPE(x) != number_of(self.itemsize):
             raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
         if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
             raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
         if not np.PyArray_ISCARRAY_RO(x):
             x = numpy.require(x, self.dtype, "CA")
         if out is None:
-            y = numpy.empty((self.B, self.H), self.dtype)
+            y = new_array(self.itemsize, False, self.B, self.H)
         else:
             if not isinstance(out, np.ndarray):
                 raise TypeError(f"out: expected an ndarray of {self.dtype}, got {type(out).__name__}")
             y = out
-            if np.PyArray_TYPE(y) != self.type_number:
+            if np.PyArray_TYPE(y) != number_of(self.itemsize):
                 raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
             if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
@@ -170,7 +170,7 @@ cdef class Stream:
     cdef np.ndarray state_of(self, Py_ssize_t layer, bint of_c):
         cdef Frame frame = self.frames[layer]
         cdef Direction *d = &frame.run.direction[0]
-        cdef np.ndarray a = numpy.empty((self.B, d.layer.H), self.dtype)
+        cdef np.ndarray a = new_array(self.itemsize, False, self.B, d.layer.H)
         state_out(&d.layer, d.order, self.B, d.c0 if of_c else d.h0, <char *>np.PyArray_DATA(a))
         return a
 

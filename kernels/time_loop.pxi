@@ -69,7 +69,7 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     b = part(g.units, k.seat + 1, k.run.width) * l.tiles.lanes * size
     for s in range(start, end):
         for i in range(group_rows(g, d.active[s])):
-            j = g.first + i * g.every
+            j = row_of(g, i)
             row = x_row(d, j, s)
             if d.x_i != size:
                 row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
@@ -172,7 +172,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             at = 0
 
         for i in range(n):
-            j = g.first + i * g.every
+            j = row_of(g, i)
             k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
             k.h_prev[i] = y_row(d, j, s - 1)
             k.h[i] = y_row(d, j, s)
@@ -194,7 +194,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             p[t].rows = m if t == 0 else n
             if back:
                 for i in range(p[t].rows):
-                    j = g.first + i * g.every
+                    j = row_of(g, i)
                     k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
                 stage(k, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
             else:
@@ -207,7 +207,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     if back and d.steps:                                        # dh0: what step 0 sends
         n = group_rows(g, d.active[0])
         for i in range(n):
-            j = g.first + i * g.every
+            j = row_of(g, i)
             k.a[i] = tape_row(d, j, 0) + cell.dh[0].segment * segment_bytes
             k.dh[i] = d.d_h + j * segment_bytes
         p[0].rows = n

@@ -183,10 +183,13 @@ class _Layer(Module, Generic[State]):
             found.append(directions)
         found.reverse()
         count = 4 if self.bias else 2
-        values = (value for directions in found for direction in directions for value in direction[:count])
+        values: list[Any] = []
+        for directions in found:
+            for direction in directions:
+                values += direction[:count]
         parameters = dict(zip(self._shapes, values, strict=True))
-        h = [np.stack([direction[4] for direction in directions]) for directions in found]
-        c = [np.stack([direction[5] for direction in directions]) for directions in found] if stack.two_states else []
+        h = [stack.both([direction[4] for direction in directions]) for directions in found]
+        c = [stack.both([direction[5] for direction in directions]) for directions in found] if stack.two_states else []
         return LayerGradients(stack.outward(dx, unbatched), stack.join(h, c, unbatched), parameters)
 
     def freeze(self) -> Frozen[State]:

@@ -71,6 +71,10 @@ class Stack:
             return h if h is None else h[:, None], c if c is None else c[:, None]
         return h, c
 
+    def both(self, states: Sequence[Any]) -> Array:
+        """Each direction's state (B, H), or its gradient, as (D, B, H)."""
+        return np.stack(states) if len(states) > 1 else states[0][None]
+
     def join(self, h: Sequence[Array], c: Sequence[Any], unbatched: bool) -> Any:
         """The states of all layers, each (D, B, H), in the form of `split`'s."""
         state = _joined(h, unbatched)
