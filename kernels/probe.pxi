@@ -151,7 +151,7 @@ cdef int elementwise(np.ndarray a, np.ndarray out, bint is_tanh) except -1:
     cdef Elementwise e
     if a.ndim != 1 or not a.flags.c_contiguous or a.dtype not in (numpy.float32, numpy.float64):
         raise TypeError(f"a: expected a contiguous 1-D array of float32 or float64, got {a.ndim}-D {a.dtype}")
-    e.tiles = tiles_for(a.dtype)
+    e.tiles = tiles_for(a.itemsize)
     e.a = np.PyArray_DATA(a)
     e.out = np.PyArray_DATA(out)
     e.n = a.shape[0]

@@ -192,7 +192,7 @@ def forward(
     lstm = cell == "lstm"
     y, h_n = np.empty((T, B, D * H), dtype), np.empty((D, B, H), dtype)
     c_n = np.empty((D, B, H), dtype) if lstm else None
-    rows = T * B if lengths is None else int(lengths.sum())
+    rows = T * B if lengths is None else sum(lengths.tolist())
     tape_rows = rows * (segments + lstm) if training else 0
     row = (H * dtype.itemsize + 128) * D  # a segment: padded
     plan = (2 * (T if B else 0) + 2 * B + 9) * 8
@@ -243,7 +243,7 @@ def backward(
     T, B, I = x.shape
     H, dtype = tape.y.shape[2] // D, x.dtype
     dy, dh_n, dc_n = (None if a is None else _contiguous(a) for a in (dy, dh_n, dc_n))
-    dx = (np.empty if rows == T * B else np.zeros)((T, B, I), dtype)
+    dx = np.empty((T, B, I), dtype)
     make = np.empty if rows else np.zeros
     gradients: list[Any] = []
     objects: list[Any] = [dy, dh_n, dc_n, dx]

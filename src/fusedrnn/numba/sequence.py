@@ -493,7 +493,15 @@ def group_rows(g, active):
     q = at(g, GROUP)
     if q.every == 1:
         return active
-    return (active - q.first + q.every - 1) // q.every if active > q.first else 0
+    full = active // q.every
+    return full + (1 if row_of(g, full) < active else 0)
+
+
+@inlined
+def row_of(g, i):
+    """The group's row i, in plan order: to and fro, so that no group has the longer sequence every time."""
+    q = at(g, GROUP)
+    return i * q.every + (q.every - 1 - q.first if i & 1 else q.first)
 
 
 @inner
@@ -664,7 +672,7 @@ def project(k, start, end, shared):
     n = 0
     for s in range(start, end):
         for i in range(group_rows(w.group, get(q.active, s))):
-            j = group.first + i * group.every
+            j = row_of(w.group, i)
             row = x_row(d, j, s)
             if q.x_i != size:
                 row = stage_row(d, row, w.buffer + n * l.inputs * size, l.inputs)
@@ -771,7 +779,7 @@ def time_loop(k, g, seat):
             at_row = 0
 
         for i in range(n):
-            j = group.first + i * group.every
+            j = row_of(g, i)
             put(w.gates, i, tape_row(d, j, s) if training else group.gates + (at_row + i) * gate_bytes)
             put(w.h_prev, i, y_row(d, j, s - 1))
             put(w.h, i, y_row(d, j, s))
@@ -798,7 +806,7 @@ def time_loop(k, g, seat):
             if back:
                 segment = get(cell, SHARE_DH + t * SHARE_WORDS + 1) * segment_bytes
                 for i in range(rows):
-                    j = group.first + i * group.every
+                    j = row_of(g, i)
                     put(w.a, i, tape_row(d, j, s + 1 if t == 0 else s) + segment)
                 m = q.dh1 if t else q.dh0
             else:
@@ -814,7 +822,7 @@ def time_loop(k, g, seat):
         n = group_rows(g, get(q.active, 0))
         segment = get(cell, SHARE_DH + 1) * segment_bytes
         for i in range(n):
-            j = group.first + i * group.every
+            j = row_of(g, i)
             put(w.a, i, tape_row(d, j, 0) + segment)
             put(w.dh, i, q.d_h + j * segment_bytes)
         at(products, PRODUCT).rows = n
@@ -979,6 +987,8 @@ def input_gradient(k, d, accumulate):
     product.columns = l.inputs
     product.accumulate = accumulate
     product.prefetch = 1
+    if not accumulate:
+        clear_padding(k, d, q.grad_x, q.gx_t, q.gx_b, l.inputs)
     turn = next_turn(k, 1, -1)
     while not interrupted(k) and turn < blocks:
         row, end = rows * turn // blocks, rows * (turn + 1) // blocks
@@ -1022,6 +1032,22 @@ def work(run, rank):
     if packing and meet(k):
         return
     work_loops(k)
+    for i in range(r.directions):
+        d = direction_of(run, i)
+        q = at(d, DIRECTION)
+        clear_padding(k, d, q.y, q.y_t, q.y_b, at(q.layer, LAYER).H)
+
+
+@inner
+def clear_padding(k, d, rows, by_t, by_b, columns):
+    """Zeros past the end of every sequence, the steps shared out among the ranks."""
+    w, q = at(k, WORKER), at(d, DIRECTION)
+    if get(q.offset, q.steps) == q.T * q.B:
+        return
+    size = at(q.layer, LAYER).size
+    for t in range(w.rank, q.T, at(w.run, RUN).size):
+        for j in range(get(q.active, t) if t < q.steps else 0, q.B):
+            clear(rows + t * by_t + get(q.order, j) * by_b, columns * size)
 
 
 @inner
@@ -1464,7 +1490,7 @@ def begun(frame, threads, need):
 
 @inner
 def finish_forward(d):
-    """h_n, c_n, and zeros past the end of a sequence."""
+    """h_n and c_n."""
     q = at(d, DIRECTION)
     l = at(q.layer, LAYER)
     n = l.H * l.size
@@ -1474,8 +1500,6 @@ def finish_forward(d):
         copy(q.out_h + b * n, y_row(d, j, length - 1), n)
         if q.out_c:
             copy(q.out_c + b * n, tape_c(d, j, length - 1), n)
-        for t in range(length, q.T):
-            clear(q.y + t * q.y_t + b * q.y_b, n)
 
 
 def carry_out(frame, memory):
