@@ -134,12 +134,14 @@ def prefetch(typing: Any, address: Any) -> Any:
 
 @emitted
 def stack(typing: Any, size: Any) -> Any:
-    """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs."""
+    """Address of a constant number of bytes on the stack, 64-byte aligned, for as long as the function runs. They hold
+    anything: Numba's own `alloca_once` would clear them in every call."""
     if not isinstance(size, types.IntegerLiteral):
         raise RequireLiteralValue("stack: a constant size is needed")
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        block = cgutils.alloca_once(builder, ir.ArrayType(I8, size.literal_value))
+        with builder.goto_entry_block():
+            block = builder.alloca(ir.ArrayType(I8, size.literal_value))
         block.align = 64
         return builder.ptrtoint(block, I64)
 
