@@ -45,7 +45,7 @@ def test_tile(benchmark: BenchmarkFixture, dtype, width, depth):
 
     real, rows = np.dtype(dtype), ROWS[width] * TILES
     lanes = jit.VECTOR_BYTES // real.itemsize
-    tiles, (product, _) = backend.tiles(real, [width]), backend.of_dtype(real)
+    tiles, product = backend.tiles(real, [width]), backend.native(tile.product, real)
     rng = np.random.default_rng(0)
     a = rng.standard_normal((rows, depth)).astype(real)
     memory = np.zeros(depth * width * lanes + lanes, real)

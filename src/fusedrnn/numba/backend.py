@@ -17,18 +17,18 @@ from fusedrnn import backends, checks, threads
 from fusedrnn.backends import Direction, Gradients
 from fusedrnn.checks import Array
 from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
-from fusedrnn.numba.jit import Kernel
+from fusedrnn.numba.jit import VECTOR_BYTES, Kernel
 
 __all__ = ["Packed", "Stream", "Tape", "backward", "compile", "forward", "pack", "sigmoid", "stream", "tanh"]
 
 
 REALS: Final = {np.dtype(np.float32): (np.float32, types.float32), np.dtype(np.float64): (np.float64, types.float64)}
 POINTWISE: Final = {
-    "rnn_tanh": rnn.rnn_tanh,
-    "rnn_relu": rnn.rnn_relu,
-    "lstm": lstm.lstm,
-    "gru": gru.gru,
-    "gru_reset_before": gru.gru_reset_before,
+    "rnn_tanh": (rnn.rnn_tanh_forward, rnn.rnn_tanh_backward),
+    "rnn_relu": (rnn.rnn_relu_forward, rnn.rnn_relu_backward),
+    "lstm": (lstm.lstm_forward, lstm.lstm_backward),
+    "gru": (gru.gru_forward, gru.gru_backward),
+    "gru_reset_before": (gru.gru_before_forward, gru.gru_before_backward),
 }
 
 
@@ -74,29 +74,46 @@ def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
 
 
 @functools.cache
-def of_dtype(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Native addresses of the product and the packing of a dtype."""
-    signature = types.void(types.int64, types.NumberClass(REALS[dtype][1]))
-    product, pack = (Kernel(f, signature).native for f in (tile.product, tile.pack))
-    return product, pack
+def native(function: Any, dtype: np.dtype[Any]) -> int:
+    """The native address of what takes an address and a dtype."""
+    return Kernel(function, types.void(types.int64, types.NumberClass(REALS[dtype][1]))).native
 
 
 @functools.cache
 def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
     """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
-    pointwise = Kernel(POINTWISE[cell], types.void(types.int64, types.NumberClass(REALS[dtype][1]))).native
-    description = sequence.CELL[cell]
-    table = tiles(dtype, sequence.widths(description))
-    words = description.ctypes.data, table, *of_dtype(dtype), pointwise, dtype.itemsize, _team()[0]
+    description, pointwise = sequence.CELL[cell], native(POINTWISE[cell][0], dtype)
+    functions = native(tile.product, dtype), pointwise, native(tile.pack_transposed, dtype)
+    words = description.ctypes.data, tiles(dtype, ()), *functions, dtype.itemsize, _team()[0]
     found = np.array(words, np.int64)
     return found.ctypes.data, int(description[sequence.SEGMENTS]), found
 
 
 @functools.cache
-def _work_backward(dtype: np.dtype[Any]) -> int:
-    """The address of a backward run's work, whose panels are linear."""
-    tiles(dtype, tile.widths_for(1))
-    return sequence.work_backward_kernel.address
+def _kernels_backward(cell: str, dtype: np.dtype[Any]) -> tuple[int, Array]:
+    """The same for a backward run; see `begin_backward`."""
+    functions = POINTWISE[cell][1], tile.pack_rows, tile.pack_left
+    found = np.array([sequence.work_backward_kernel.address, *(native(f, dtype) for f in functions)], np.int64)
+    return found.ctypes.data, found
+
+
+# What is compiled when a panel of its width is first met.
+
+
+def _units(size: int, dtype: np.dtype[Any]) -> int:
+    return -(-size * dtype.itemsize // VECTOR_BYTES)
+
+
+@functools.lru_cache(1024)
+def _meet(cell: str, dtype: np.dtype[Any], H: int, threads: int) -> None:
+    """The tiles of a forward run."""
+    tiles(dtype, sequence.widths(sequence.CELL[cell], _units(H, dtype), threads))
+
+
+@functools.lru_cache(1024)
+def _meet_backward(dtype: np.dtype[Any], I: int, H: int, threads: int) -> None:
+    """The tiles of a backward run, whose panels are linear."""
+    tiles(dtype, tile.widths_for(1, _units(H, dtype), threads) | tile.widths_for(1, _units(I, dtype), 1))
 
 
 @functools.cache
@@ -134,13 +151,13 @@ def pack(cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: A
 class Tape:
     """What a training forward pass keeps for one backward pass."""
 
-    __slots__ = ("directions", "frame", "lstm", "rows", "x", "y")
+    __slots__ = ("cell", "directions", "frame", "rows", "x", "y")
 
     def __init__(
-        self, frame: Array, x: Array, y: Array, rows: int, lstm: bool, directions: tuple[Direction, ...]
+        self, frame: Array, x: Array, y: Array, rows: int, cell: str, directions: tuple[Direction, ...]
     ) -> None:
         self.frame: Array | None = frame
-        self.x, self.y, self.rows, self.lstm, self.directions = x, y, rows, lstm, directions
+        self.x, self.y, self.rows, self.cell, self.directions = x, y, rows, cell, directions
 
 
 _contiguous = np.ascontiguousarray
@@ -198,13 +215,15 @@ def forward(
     plan = (2 * (T if B else 0) + 2 * B + 9) * 8
     frame = memory(sequence.FRAME_BYTES + plan + (B * (1 + lstm) + tape_rows) * row + ROOM)
     objects = (x, y, lengths, h_n, c_n, *given)
-    needed = sequence.begin_kernel.call(id(frame), kernels, number_of_threads(), training, reversed_, D, id(objects))
+    wanted = number_of_threads()
+    _meet(cell, dtype, H, wanted)
+    needed = sequence.begin_kernel.call(id(frame), kernels, wanted, training, reversed_, D, id(objects))
     if needed:
         _run(frame, needed)
     if not training:
         spare(frame)
         return y, h_n, c_n, None
-    return y, h_n, c_n, Tape(frame, x, y, rows, lstm, directions)
+    return y, h_n, c_n, Tape(frame, x, y, rows, cell, directions)
 
 
 def _run(frame: Array, needed: int) -> None:
@@ -239,7 +258,7 @@ def backward(
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
     frame, tape.frame = tape.frame, None  # its memory is overwritten and then let go
-    x, rows, lstm, D = tape.x, tape.rows, tape.lstm, len(tape.directions)
+    x, rows, lstm, D = tape.x, tape.rows, tape.cell == "lstm", len(tape.directions)
     T, B, I = x.shape
     H, dtype = tape.y.shape[2] // D, x.dtype
     dy, dh_n, dc_n = (None if a is None else _contiguous(a) for a in (dy, dh_n, dc_n))
@@ -256,8 +275,9 @@ def backward(
         dh0, dc0 = np.empty((B, H), dtype), np.empty((B, H), dtype) if lstm else None
         objects += (_contiguous(w_ih), _contiguous(w_hh), g_ih, g_hh, g_b_ih, g_b_hh, dh0, dc0)
         gradients.append((g_ih, g_hh, None if b_ih is None else g_b_ih, None if b_hh is None else g_b_hh, dh0, dc0))
-    held = tuple(objects)
-    needed = sequence.begin_backward_kernel.call(id(frame), _work_backward(dtype), number_of_threads(), id(held))
+    held, wanted, (kernels, _) = tuple(objects), number_of_threads(), _kernels_backward(tape.cell, dtype)
+    _meet_backward(dtype, I, H, wanted)
+    needed = sequence.begin_backward_kernel.call(id(frame), kernels, wanted, id(held))
     if needed:
         _run(frame, needed)
     spare(frame)
@@ -309,8 +329,11 @@ class Stream:
     def _open(self) -> None:
         """Lay everything out for the present number of threads; the states become zeros."""
         frames, places = self._kept[:2]
+        wanted = number_of_threads()
+        for p in self._layers:
+            _meet(p.cell, p.dtype, p.hidden_size, wanted)
         addresses = np.array([p.layer.ctypes.data for p in self._layers], np.int64)
-        need = sequence.open_stream_kernel.call(self._address, self._team, number_of_threads(), addresses.ctypes.data)
+        need = sequence.open_stream_kernel.call(self._address, self._team, wanted, addresses.ctypes.data)
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
         work = [memory(need) for _ in self._layers]
@@ -453,13 +476,14 @@ def compile(  # noqa: A001
         checks.choice("cells", cell, tuple(sequence.CELL))
     found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]
     _team()
-    _ = sequence.step_method_kernel.address, [_work_backward(np.dtype(dtype)) for dtype in found]
+    _ = sequence.step_method_kernel.address
     for value in vars(sequence).values():
         if isinstance(value, Kernel) and "address" not in vars(value):
             _ = value.call
     for cell in cells:
         for dtype in found:
-            _kernels(cell, np.dtype(dtype))
+            _ = _kernels(cell, np.dtype(dtype)), _kernels_backward(cell, np.dtype(dtype))
+            tiles(np.dtype(dtype), tile.tiles_of)
             _log.info("%s %s is ready", cell, dtype)
 
 

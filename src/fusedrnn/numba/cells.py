@@ -16,11 +16,11 @@ from numba.extending import overload
 
 from fusedrnn import checks
 from fusedrnn.checks import Array
-from fusedrnn.numba.gru import gru, gru_reset_before
+from fusedrnn.numba.gru import gru_before_forward, gru_forward
 from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner, public
-from fusedrnn.numba.lstm import lstm
+from fusedrnn.numba.lstm import lstm_forward
 from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, get, put, stack
-from fusedrnn.numba.rnn import rnn_relu, rnn_tanh
+from fusedrnn.numba.rnn import rnn_relu_forward, rnn_tanh_forward
 from fusedrnn.numba.tile import PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, WIDEST, product, table_of
 from fusedrnn.numba.vec import itemsize, lanes
 
@@ -292,32 +292,32 @@ def multiply(p, like, a, w, out_offset, out_step):
 
 @inner
 def lstm_pointwise(p, q, like, weights):
-    lstm(q, like)
+    lstm_forward(q, like)
 
 
 @inner
 def gru_pointwise(p, q, like, weights):
-    gru(q, like)
+    gru_forward(q, like)
 
 
 @inner
 def gru_reset_before_pointwise(p, q, like, weights):
-    gru_reset_before(q, like)
+    gru_before_forward(q, like)
     g, e = at(p, PRODUCT), at(q, POINTWISE)
     a = stack(ROW_BYTES)
     for i in range(g.rows):
         put(a, i, get(g.out, i) + 3 * e.stride * itemsize(like))
     multiply(p, like, a, weights.n, 0, lanes(like))  # C5
     e.stage = 1
-    gru_reset_before(q, like)
+    gru_before_forward(q, like)
 
 
 @inner
 def rnn_pointwise(p, q, like, weights):
     if weights.relu:
-        rnn_relu(q, like)
+        rnn_relu_forward(q, like)
     else:
-        rnn_tanh(q, like)
+        rnn_tanh_forward(q, like)
 
 
 LINEAR = (min(PANEL, WIDEST), PANEL)

@@ -8,7 +8,7 @@ from fusedrnn.numba.machine import at, get
 from fusedrnn.numba.tile import POINTWISE
 from fusedrnn.numba.vec import fma, lanes, load, load_upto, store, store_upto
 
-__all__ = ["gru", "gru_reset_before"]
+__all__ = ["gru_backward", "gru_before_backward", "gru_before_forward", "gru_forward"]
 
 
 @inner
@@ -111,24 +111,16 @@ def gru_before_backward_1(p, like):
 
 
 @inner
-def gru(p, like):
-    """The pointwise part of a step, as the POINTWISE at p says."""
-    if at(p, POINTWISE).backward:
-        gru_backward(p, like)
-    else:
-        gru_forward(p, like)
-
-
-@inner
-def gru_reset_before(p, like):
-    """The pointwise part of a stage of a step, as the POINTWISE at p says."""
-    q = at(p, POINTWISE)
-    if q.backward:
-        if q.stage == 0:
-            gru_before_backward_0(p, like)
-        else:
-            gru_before_backward_1(p, like)
-    elif q.stage == 0:
+def gru_before_forward(p, like):
+    if at(p, POINTWISE).stage == 0:
         gru_before_forward_0(p, like)
     else:
         gru_before_forward_1(p, like)
+
+
+@inner
+def gru_before_backward(p, like):
+    if at(p, POINTWISE).stage == 0:
+        gru_before_backward_0(p, like)
+    else:
+        gru_before_backward_1(p, like)

@@ -9,7 +9,7 @@ from fusedrnn.numba.machine import at, get
 from fusedrnn.numba.tile import POINTWISE
 from fusedrnn.numba.vec import fma, lanes, load, load_upto, store, store_upto, zeros
 
-__all__ = ["lstm"]
+__all__ = ["lstm_backward", "lstm_forward"]
 
 
 @inner
@@ -55,12 +55,3 @@ def lstm_backward(p, like):
             store(gate, u + 3 * S, dh * k * (o * (1 - o)))  # L9' do, L6'
             store(dc_row, u, dc * f)  # L7' dc_prev
             store(dh_row, u, zeros(like))  # L2' adds all of dh_prev
-
-
-@inner
-def lstm(p, like):
-    """The pointwise part of a step, as the POINTWISE at p says."""
-    if at(p, POINTWISE).backward:
-        lstm_backward(p, like)
-    else:
-        lstm_forward(p, like)

@@ -8,7 +8,7 @@ from fusedrnn.numba.machine import at, get
 from fusedrnn.numba.tile import POINTWISE
 from fusedrnn.numba.vec import lanes, load, load_upto, positive_part, store, store_upto, zeros
 
-__all__ = ["rnn_relu", "rnn_tanh"]
+__all__ = ["rnn_relu_backward", "rnn_relu_forward", "rnn_tanh_backward", "rnn_tanh_forward"]
 
 
 @inner
@@ -38,18 +38,20 @@ def rnn_backward(p, relu, like):
 
 
 @inner
-def rnn_tanh(p, like):
-    """The pointwise part of a step, as the POINTWISE at p says."""
-    if at(p, POINTWISE).backward:
-        rnn_backward(p, False, like)
-    else:
-        rnn_forward(p, False, like)
+def rnn_tanh_forward(p, like):
+    rnn_forward(p, False, like)
 
 
 @inner
-def rnn_relu(p, like):
-    """The pointwise part of a step, as the POINTWISE at p says."""
-    if at(p, POINTWISE).backward:
-        rnn_backward(p, True, like)
-    else:
-        rnn_forward(p, True, like)
+def rnn_tanh_backward(p, like):
+    rnn_backward(p, False, like)
+
+
+@inner
+def rnn_relu_forward(p, like):
+    rnn_forward(p, True, like)
+
+
+@inner
+def rnn_relu_backward(p, like):
+    rnn_backward(p, True, like)

@@ -72,8 +72,8 @@ MATRIX = record(
     *("data", "depth", "width", "vectors", "columns", "gate_rows", "gated", "transposed", "gates", "w", "ld"),
 )
 LAYER = record(
-    *("cell", "tiles", "product", "pack", "pointwise", "size", "lanes", "inputs", "H", "stride", "x", "h0", "h1"),
-    *("bias", "w_ih", "w_hh", "b_ih", "b_hh"),
+    *("cell", "tiles", "product", "pointwise", "pack_transposed", "pack_rows", "pack_left"),
+    *("size", "lanes", "inputs", "H", "stride", "x", "h0", "h1", "bias", "w_ih", "w_hh", "b_ih", "b_hh"),
 )
 DIRECTION = record(
     *("layer", "reverse", "packed", "training", "B", "steps", "order", "length", "active", "offset"),
@@ -178,10 +178,10 @@ CELL = {
 """Every cell's description; the time loop knows no other cell."""
 
 
-def widths(cell: "np.ndarray[Any, np.dtype[np.int64]]") -> set[int]:
-    """Vectors of the tiles that a forward pass needs."""
+def widths(cell: "np.ndarray[Any, np.dtype[np.int64]]", units: int, threads: int) -> set[int]:
+    """Vectors of the tiles that a forward pass needs; units: vectors of a state."""
     shares = SHARE_X, *(SHARE_H + s * SHARE_WORDS for s in range(cell[STAGES]))
-    return set().union(*(widths_for(int(cell[share])) for share in shares))
+    return set().union(*(widths_for(int(cell[share]), units, threads) for share in shares))
 
 
 @inner
@@ -270,29 +270,28 @@ def pack_matrix(m, layer, rank, size, rows):
     p.gate0, p.gate1, p.gate2, p.gate3 = get(a.gates, 0), get(a.gates, 1), get(a.gates, 2), get(a.gates, 3)
     p.w = a.w
     p.ld = a.ld
-    p.left = 0
-    p.row = 0
     if a.transposed:
         if not a.gated:
             p.w = a.w + get(a.gates, 0) * a.columns * a.ld * l.size
-        call_native(l.pack, address)
+        call_native(l.pack_transposed, address)
     elif p.first < p.last:
         for k in range(a.depth):
             g = k // a.gate_rows
             put(rows, k, a.w + (get(a.gates, g) * a.gate_rows + k - g * a.gate_rows) * a.ld * l.size)
         p.row = rows
-        call_native(l.pack, address)
+        call_native(l.pack_rows, address)
 
 
 @inner
 def lay_out(layer, m, kernels, w_ih, w_hh, b_ih, b_hh):
     """Describe a layer and, at m, its forward matrices; the bytes of their data and of the bias row.
 
-    kernels: addresses of the cell's description and of tiles, product, pack, pointwise; the size of an element.
+    kernels: addresses of the cell's description and of tiles, product, pointwise, pack_transposed; the size of an
+    element.
     The weights are arrays, b_ih and b_hh may be 0."""
     l = at(layer, LAYER)
     l.cell, l.tiles, l.product = get(kernels, 0), get(kernels, 1), get(kernels, 2)
-    l.pack, l.pointwise, l.size = get(kernels, 3), get(kernels, 4), get(kernels, 5)
+    l.pointwise, l.pack_transposed, l.size = get(kernels, 3), get(kernels, 4), get(kernels, 5)
     l.inputs, l.H = shape_of(w_ih, 1), shape_of(w_hh, 1)
     l.w_ih, l.w_hh, l.b_ih, l.b_hh = data_of(w_ih), data_of(w_hh), data_of(b_ih), data_of(b_hh)
     l.x, l.h0, l.h1 = m, m + MATRIX_BYTES, m + 2 * MATRIX_BYTES
@@ -738,7 +737,6 @@ def time_loop(k, g, seat):
     point = at(pointwise, POINTWISE)
     point.stride = l.stride
     point.training = training
-    point.backward = back
     point.gates, point.h_prev, point.h, point.c_prev, point.c = w.gates, w.h_prev, w.h, w.c_prev, w.c
     point.dy = w.dy if q.dy else 0
     point.dh, point.dc, point.drh = w.dh, w.dc, w.drh
@@ -857,7 +855,6 @@ def pack_right(k, d, operand, m, row0, row_end):
     size = l.size
     address = stack(PACK_BYTES)
     p = at(address, PACK)
-    p.left = 0
     p.gated = 0
     p.out = a.data
     p.depth = row_end - row0
@@ -885,7 +882,7 @@ def pack_right(k, d, operand, m, row0, row_end):
             row = tape_row(d, j, s) + operand * l.stride * size
         put(w.a, n, row)
         j += 1
-    call_native(l.pack, address)
+    call_native(l.pack_rows, address)
 
 
 @inner
@@ -934,7 +931,6 @@ def weight_gradients(k, d):
                 grad = q.grad_w_hh if which else q.grad_w_ih
                 bias = (q.grad_b_hh if which else q.grad_b_ih) + (g * H + u0) * size
                 if segment != packed_segment:
-                    pl.left = 1
                     pl.out = w.buffer
                     pl.w = q.gates + (row0 * ld + segment * l.stride + u0) * size
                     pl.ld = ld
@@ -942,7 +938,7 @@ def weight_gradients(k, d):
                     pl.columns = u1 - u0
                     pl.step = sixes_apart
                     pl.sum = bias
-                    call_native(l.pack, left)
+                    call_native(l.pack_left, left)
                     packed_segment = segment
                 else:
                     copy(bias, q.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
@@ -1430,19 +1426,21 @@ def begin(frame, kernels, threads, training, reverse, directions, objects):
     return begun(frame, threads, need)
 
 
-def begin_backward(frame, work_function, threads, objects):
-    """A backward run on the frame of a forward one: as `begin`. objects: a tuple (dy, dh_n, dc_n, dx), and of each
+def begin_backward(frame, kernels, threads, objects):
+    """A backward run on the frame of a forward one: as `begin`. kernels: addresses of work_backward, pointwise,
+    pack_rows, pack_left. objects: a tuple (dy, dh_n, dc_n, dx), and of each
     direction (w_ih, w_hh and the gradients of w_ih, w_hh, b_ih, b_hh, h0, c0), all contiguous."""
     frame = data_of(frame)
     r = at(frame, RUN)
     r.backward = 1
-    r.work_function = work_function
+    r.work_function = get(kernels, 0)
     dy, dh_n, dc_n = item(objects, 0, r.none), item(objects, 1, r.none), item(objects, 2, r.none)
     need = 0
     for i in range(r.directions):
         d = direction_of(frame, i)
         q = at(d, DIRECTION)
         l = at(q.layer, LAYER)
+        l.pointwise, l.pack_rows, l.pack_left = get(kernels, 1), get(kernels, 2), get(kernels, 3)
         cell, size, own = l.cell, l.size, objects + 8 * (ITEMS + 4 + 8 * i)
         state = q.B * l.H * size
         m = frame + AT_MATRIX + (6 * i + 3) * MATRIX_BYTES

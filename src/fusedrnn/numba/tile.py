@@ -7,6 +7,8 @@ A tile is emitted as LLVM vectors, R, P (panels), V and `fetch` being constants.
 LLVM would unroll the short one of a narrow tile and leave the long one of a wide tile alone.
 """
 
+import functools
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,20 @@ from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner
 from fusedrnn.numba.machine import ARM, X86, at, call, clear, copy, get, prefetch, put, stack
 from fusedrnn.numba.vec import by_dtype, itemsize, lanes, load_upto, real, set_real, store, store_upto, transpose, zeros
 
-__all__ = ["DEPTH", "PACK", "PANEL", "POINTWISE", "PRODUCT", "pack", "product", "table_of", "tiles_of", "widths_for"]
+__all__ = [
+    "DEPTH",
+    "PACK",
+    "PANEL",
+    "POINTWISE",
+    "PRODUCT",
+    "pack_left",
+    "pack_rows",
+    "pack_transposed",
+    "product",
+    "table_of",
+    "tiles_of",
+    "widths_for",
+]
 
 PANEL = 4
 """Vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers."""
@@ -58,10 +73,10 @@ WALK = record(
     "fetch_step",  # bytes from k to k+1 in the panel to come
 )
 WALK_BYTES, PRODUCT_BYTES = WALK.itemsize, PRODUCT.itemsize
-# pack_t, with what it says of pack_left: `left` 1, w rows of ld elements, `sum` the column sums, `step` elements from a
-# group of rows to the next.
+# pack_t, with what pack_left takes: w rows of ld elements, `sum` the column sums, `step` elements from a group of rows
+# to the next.
 PACK = record(
-    *("out", "depth", "width", "vectors", "first", "last", "columns", "w", "ld", "row", "gated", "left", "sum"),
+    *("out", "depth", "width", "vectors", "first", "last", "columns", "w", "ld", "row", "gated", "sum"),
     *("step", "gate0", "gate1", "gate2", "gate3"),
 )
 
@@ -225,10 +240,10 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
     return function
 
 
-# The gate math of some rows and units: pointwise_t of kernels/tiles.h, with what it is to do: `backward`, `stage`.
+# The gate math of some rows and units: pointwise_t of kernels/tiles.h, and the `stage` of the step.
 POINTWISE = record(
     *("rows", "first", "last", "stride", "training", "gates", "h_prev", "h", "c_prev", "c", "dy", "dh", "dc", "drh"),
-    *("backward", "stage"),
+    "stage",
 )
 POINTWISE_BYTES = POINTWISE.itemsize
 
@@ -292,9 +307,16 @@ tiles_of = {1: tiles_of_1, 2: tiles_of_2, 3: tiles_of_3, 4: tiles_of_4}
 """By their vectors: functions that give a table; apart, since a first call waits for what it compiles."""
 
 
-def widths_for(gates: int) -> set[int]:
-    """Vectors of the tiles that panels of so many gates meet; those of one gate are linear, the last one narrower."""
-    return {min(gates, WIDEST), gates} if gates > 1 else set(tiles_of)
+@functools.cache
+def widths_for(gates: int, vectors: int, threads: int) -> frozenset[int]:
+    """Vectors of the tiles that panels of so many gates meet, where `vectors` of a gate are shared out among up to so
+    many threads. Those of one gate are linear: the last panel is narrower, and a thread's share may end within one."""
+    met = {gates}
+    if gates == 1:
+        ends = {0, vectors, *range(0, vectors, PANEL)}
+        shares = [sorted(ends | {vectors * r // size for r in range(size)}) for size in range(1, threads + 1)]
+        met = {b - a for share in shares for a, b in itertools.pairwise(share)}
+    return frozenset(met | {WIDEST} if PANEL in met else met)
 
 
 @inlined
@@ -482,15 +504,3 @@ def pack_left(p, like):
             copy(to + (m // LEFT * step + k * LEFT) * size, source + (k * ld + m) * size, LEFT * size)
         for i in range(whole, columns):
             set_real(to, whole // LEFT * step + k * LEFT + i - whole, real(source, k * ld + i, like))
-
-
-@inner
-def pack(p, like):
-    """Pack as the PACK at address p says."""
-    q = at(p, PACK)
-    if q.left:
-        pack_left(p, like)
-    elif q.row:
-        pack_rows(p, like)
-    else:
-        pack_transposed(p, like)
