@@ -115,6 +115,37 @@ def test_python_threads_at_once_and_a_fork(team):
     assert "done" in python(code, NUMBA_THREADING_LAYER="workqueue")
 
 
+WIDTHS = """
+import fusedrnn as fr
+from fusedrnn import _core
+from fusedrnn.numba import backend
+from cases import *
+
+met = set()
+for threads in 1, 2, 3, 4:
+    fr.set_num_threads(threads)
+    for cell, T, B, I, H in [
+        ("rnn_tanh", 3, 2, 50, 1), ("rnn_tanh", 3, 2, 1, 50), ("gru_reset_before", 3, 7, 33, 17),
+        ("gru", 3, 2, 70, 100), ("rnn_tanh", 60, 1, 130, 400), ("gru_reset_before", 60, 1, 20, 300),
+    ]:
+        p = problem(Case(cell, T=T, B=B, I=I, H=H))
+        table = backend._table(p.x.dtype)
+        table[:] = 0
+        backend._meet.cache_clear()
+        backend._meet_backward.cache_clear()
+        assert_same(run(backend, p), run(_core, p))
+        met.add(tuple(V for V in (1, 2, 3, 4) if table[9 * V + 1]))
+assert len(met) > 3, met
+print("done")
+"""
+
+
+@pytest.mark.usefixtures("core")
+def test_every_tile_that_is_met_is_there():
+    """The table of tiles is emptied before each problem: one that `widths_for` forgets is a call of nowhere."""
+    assert python(WIDTHS).endswith("done\n")
+
+
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_no_worker_is_lost():
     assert "done" in python(WITHOUT_CORE + BURSTS)
