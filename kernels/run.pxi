@@ -195,7 +195,7 @@ cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
 
 
 cdef inline Py_ssize_t row_of(Group *g, Py_ssize_t i) noexcept nogil:
-    """The group's row i, in plan order: to and fro, so that no group has the longer sequence every time."""
+    """The group's row i, in plan order: there and back, so that no group has the longer sequence every time."""
     return i * g.every + (g.every - 1 - g.first if i & 1 else g.first)
 
 

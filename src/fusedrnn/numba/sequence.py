@@ -498,7 +498,7 @@ def group_rows(g, active):
 
 @inlined
 def row_of(g, i):
-    """The group's row i, in plan order: to and fro, so that no group has the longer sequence every time."""
+    """The group's row i, in plan order: there and back, so that no group has the longer sequence every time."""
     q = at(g, GROUP)
     return i * q.every + (q.every - 1 - q.first if i & 1 else q.first)
 
