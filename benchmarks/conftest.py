@@ -29,8 +29,8 @@ SPINNING = 0.1  # seconds until the threads of NumPy's BLAS have gone to sleep
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
     machine_info["fusedrnn"] = machine.describe()
     if machine.is_probed():
-        limits = {dtype: first_limits(dtype, fr.get_num_threads()) for dtype in machine.DTYPES}
-        machine_info["fusedrnn"]["limits"] = {dtype: dataclasses.asdict(found) for dtype, found in limits.items()}
+        limits = [machine.at_best(first_limits(dtype, fr.get_num_threads())) for dtype in machine.DTYPES]
+        machine_info["fusedrnn"]["limits"] = {found.dtype: dataclasses.asdict(found) for found in limits}
 
 
 def pytest_benchmark_update_json(config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]) -> None:  # noqa: ARG001

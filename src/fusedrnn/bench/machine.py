@@ -162,6 +162,22 @@ def refresh(limits: Limits, binding: str, seconds: float = 0.002) -> Limits:
     )
 
 
+def at_best(limits: Limits) -> Limits:
+    """The same limits, each the best that any probe of this process found: a single one may have met a bad moment."""
+
+    def rate(before: float, *what: Any) -> float:
+        return max(before, best.get((limits.isa, *what), before))
+
+    n = limits.threads
+    return dataclasses.replace(
+        limits,
+        flops=rate(limits.flops, "flops", limits.dtype, n),
+        bandwidth={level: rate(before, "read", level, n) for level, before in limits.bandwidth.items()},
+        barrier=1 / rate(1 / limits.barrier, "barrier", n) if limits.barrier else 0.0,
+        latency=1 / rate(1 / limits.latency, "latency", limits.dtype),
+    )
+
+
 def scaled(limits: Limits, threads: int) -> Limits:
     """A prediction for more threads: a core brings its own multiply-adds, L1 and L2, and one more line to a barrier.
 
