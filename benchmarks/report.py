@@ -398,7 +398,7 @@ def page(run: Row, peers: Row | None, rows: list[Row], pictures: str) -> str:
         parts.append(table)
 
     if "limits" in run["machine_info"]:
-        add("The limits, each the best of all probes", limits(run["machine_info"]))
+        add("The limits, rates at their best", limits(run["machine_info"]))
     add("Fraction of the limit that binds", summary(rows), "roofline" if peers else "")
     add("The grid", by_shape(rows, "grid"))
     add("DeepBench", by_shape(rows, "deepbench"))

@@ -163,7 +163,10 @@ def refresh(limits: Limits, binding: str, seconds: float = 0.002) -> Limits:
 
 
 def at_best(limits: Limits) -> Limits:
-    """The same limits, each the best that any probe of this process found: a single one may have met a bad moment."""
+    """The same limits, the rates the best that any probe of this process found: a single one may have met a bad moment.
+
+    Not so the times: a short one is found as a difference, and its least is noise.
+    """
 
     def rate(before: float, *what: Any) -> float:
         return max(before, best.get((limits.isa, *what), before))
@@ -173,8 +176,6 @@ def at_best(limits: Limits) -> Limits:
         limits,
         flops=rate(limits.flops, "flops", limits.dtype, n),
         bandwidth={level: rate(before, "read", level, n) for level, before in limits.bandwidth.items()},
-        barrier=1 / rate(1 / limits.barrier, "barrier", n) if limits.barrier else 0.0,
-        latency=1 / rate(1 / limits.latency, "latency", limits.dtype),
     )
 
 
