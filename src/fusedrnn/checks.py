@@ -33,7 +33,6 @@ FAR: Final = 1 << 40
 T = TypeVar("T")
 
 INT64: Final = np.dtype(np.int64)
-UINT64: Final = np.dtype(np.uint64)
 ndarray: Final = np.ndarray  # a global of this module: found faster than np.ndarray
 
 
@@ -110,21 +109,18 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
-    if type(value) is ndarray and value.dtype == INT64 and value.shape == (batch,):
-        numbers = value.tolist()  # out of a cold cache a tenth of what NumPy takes to compare arrays
-        if not numbers or (min(numbers) >= 0 and max(numbers) <= steps):
-            return value.astype(INT64, "C")
-    given = _read("lengths", value, "integers")
-    unread = not given.size and not isinstance(value, ndarray)  # an empty list, which NumPy reads as float64
-    if given.dtype.kind not in "iu" and not unread:
-        raise TypeError(f"lengths: expected integers, got {given.dtype}")
-    if given.shape != (batch,):
-        raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(given.shape)}")
-    found = np.array(given, dtype=INT64, order="C")
-    unsigned = found.view(UINT64)  # negative ones are the largest: they wrap around
-    if (unsigned > steps).any():
-        first = int(np.flatnonzero(unsigned > steps)[0])
-        raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {given[first]} at index {first}")
+    if not (type(value) is ndarray and value.dtype == INT64):
+        unread = isinstance(value, list | tuple) and not value  # which NumPy reads as float64
+        value = _read("lengths", value, "integers")
+        if value.dtype.kind not in "iu" and not unread:
+            raise TypeError(f"lengths: expected integers, got {value.dtype}")
+    if value.shape != (batch,):
+        raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(value.shape)}")
+    found = value.astype(INT64, "C")
+    numbers = found.tolist()  # out of a cold cache a comparison of arrays takes ten times as long
+    if numbers and not 0 <= min(numbers) <= max(numbers) <= steps:  # what wrapped around is negative
+        first = next(i for i, n in enumerate(numbers) if not 0 <= n <= steps)
+        raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {value[first]} at index {first}")
     return found
 
 
