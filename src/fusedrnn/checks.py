@@ -110,10 +110,11 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
     if not (type(value) is ndarray and value.dtype == INT64):
-        unread = isinstance(value, list | tuple) and not value  # which NumPy reads as float64
-        value = _read("lengths", value, "integers")
-        if value.dtype.kind not in "iu" and not unread:
-            raise TypeError(f"lengths: expected integers, got {value.dtype}")
+        found = _read("lengths", value, "integers")
+        unread = not found.size and not isinstance(value, ndarray)  # an empty list, which NumPy reads as float64
+        if found.dtype.kind not in "iu" and not unread:
+            raise TypeError(f"lengths: expected integers, got {found.dtype}")
+        value = found
     if value.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(value.shape)}")
     found = value.astype(INT64, "C")

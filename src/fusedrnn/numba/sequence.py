@@ -1427,9 +1427,10 @@ def begin(frame, kernels, threads, training, reverse, directions, objects):
 
 
 def begin_backward(frame, kernels, threads, objects):
-    """A backward run on the frame of a forward one: as `begin`. kernels: addresses of work_backward, pointwise,
-    pack_rows, pack_left. objects: a tuple (dy, dh_n, dc_n, dx), and of each
-    direction (w_ih, w_hh and the gradients of w_ih, w_hh, b_ih, b_hh, h0, c0), all contiguous."""
+    """A backward run on the frame of a forward one: as `begin`.
+
+    kernels: addresses of work_backward, pointwise, pack_rows, pack_left. objects: a tuple (dy, dh_n, dc_n, dx), and of
+    each direction (w_ih, w_hh and the gradients of w_ih, w_hh, b_ih, b_hh, h0, c0), all contiguous."""
     frame = data_of(frame)
     r = at(frame, RUN)
     r.backward = 1
