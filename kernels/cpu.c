@@ -65,6 +65,25 @@ int cpu_count(void) {
     return n < 1 ? 1 : (int)n;
 }
 
+int cpu_here(void) {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+void cpu_leave(void) {
+#if defined(__linux__)
+    cpu_set_t allowed, others;
+    if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
+    others = allowed;
+    CPU_CLR(sched_getcpu(), &others);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+        sched_setaffinity(0, sizeof allowed, &allowed);
+#endif
+}
+
 double cpu_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);

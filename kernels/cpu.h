@@ -10,6 +10,10 @@ const char *cpu_isa(int index);
 const tiles_t *cpu_tiles(const char *isa);
 /* CPUs that this thread may run on. */
 int cpu_count(void);
+/* The CPU that this thread runs on; -1 where the system does not tell. */
+int cpu_here(void);
+/* Moves this thread to another of its CPUs, if it has one, and leaves it free to come back. */
+void cpu_leave(void);
 double cpu_seconds(void);
 /* Asks for large pages behind a block that is about to be written for the first time, where the system has them. */
 void cpu_large_pages(void *block, size_t size);

@@ -1,12 +1,19 @@
 # Streams: the same loop over a single step, with everything laid out beforehand.
 
 
+cdef void take_step(Frame frame, Step *step) noexcept nogil:
+    if step:
+        open_step(step)
+    else:
+        frame.go()
+
+
 @cython.final
 cdef class Stream:
     """A stack of packed layers that takes one time step a call and keeps its state between calls."""
     cdef list packed
-    cdef list frames
-    cdef list states        # Memory: two of h, which change places every step, and c
+    cdef list frames        # by layer, ...
+    cdef list opened        # ... and where a step is one stage, OpenLayer
     cdef object dtype
     cdef Py_ssize_t B, inputs, H
     cdef double work
@@ -29,7 +36,7 @@ cdef class Stream:
             raise ValueError("layers: expected one or more, got none")
         self.packed = list(layers)
         self.frames = []
-        self.states = []
+        self.opened = []
         self.B = batch_size
         for p in self.packed:
             frame = Frame()
@@ -55,6 +62,8 @@ cdef class Stream:
             self.work += <double>batch_size * p.layer.cell.gates * p.layer.H * (p.layer.H + p.layer.inputs)
             frame.owners.extend((plan, memory, p))
             self.frames.append(frame)
+            if p.layer.cell.stages == 1:
+                self.opened.append(OpenLayer(frame))
         p = self.packed[0]
         self.inputs = p.layer.inputs
         frame = self.frames[0]
@@ -68,7 +77,14 @@ cdef class Stream:
 
     cdef int partition(self, int threads) except -1:
         cdef Frame frame
+        cdef OpenLayer layer
         self.threads = 0                                        # until all is laid out: memory may run short
+        team_quiet()                                            # nobody reads any more what is laid out anew
+        for layer in self.opened:
+            layer.open(threads)
+        if self.opened:
+            self.threads = self.wanted = 1                      # each step asks for helpers by itself
+            return 0
         for frame in self.frames:
             frame.open(threads)
         if threads == self.asked:
@@ -84,9 +100,11 @@ cdef class Stream:
     cdef int advance(self, const char *x) except -1:
         """One step of every layer; the new state takes the place of the old one."""
         cdef Frame frame, before = None
+        cdef Step *step = NULL
         cdef Direction *d
         cdef char *h
         cdef int granted
+        cdef Py_ssize_t i
         if self.asked != THREADS:
             self.asked = THREADS
             self.partition(THREADS)
@@ -94,18 +112,21 @@ cdef class Stream:
         try:
             if granted != self.threads:
                 self.partition(granted)
-            for frame in self.frames:
+            for i in range(len(self.frames)):
+                frame = self.frames[i]
+                if self.opened:
+                    step = &(<OpenLayer>self.opened[i]).step
                 d = &frame.run.direction[0]
                 d.x = x if before is None else before.run.direction[0].h0
                 if before is not None:
                     d.x_b = before.run.direction[0].y_b
                 if self.work < 1e5:                             # a few microseconds: not worth letting the GIL go
                     frame.run.checked = 1e300
-                    frame.go()
+                    take_step(frame, step)
                 else:
                     with nogil:
                         frame.run.checked = cpu_seconds()
-                        frame.go()
+                        take_step(frame, step)
                 if frame.run.interrupted:
                     self.halfway = True
                     raise_pending()

@@ -15,17 +15,24 @@ static const double WAKE_SECONDS = 200e-6;
 /* Longer than a worker that spins needs to answer. */
 static const double LATE_SECONDS = 10e-6;
 
+/* Polls of a worker that must be about to finish, before it is left behind: some microseconds. */
+enum { COURTESY = 1000 };
+
 /* Who would wait this long has so much work that a crowd is no reason to do it alone. */
 static const double LONG_PATIENCE = 900e-6;
 
 /* A worker's life: IDLE, then CALLED by the caller, then PRESENT by its own hand (or IDLE again: the caller went without
- * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go. */
-enum { IDLE, CALLED, PRESENT, GO };
+ * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go.
+ * In an open run: IDLE, then OPEN by the caller, then BUSY by its own hand (or IDLE again: the run is over), LEFT by the
+ * caller who does not wait for it, and IDLE when done. */
+enum { IDLE, CALLED, PRESENT, GO, OPEN, BUSY, LEFT };
 
 typedef struct {
     _Alignas(128) int state;
     int asleep;
     int rank;
+    team_fn fn;       /* what is open to it, */
+    void *arg;        /* its own as long as it is BUSY or LEFT */
     double signalled; /* when it was woken up; 0 from its falling asleep until then (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
@@ -33,6 +40,8 @@ typedef struct {
 
 static struct {
     int busy; /* 1 while some call holds the team */
+    int home; /* the CPU that this call's caller was on */
+    int left; /* workers left behind */
     int size; /* workers that exist: at[1] to at[size] */
     team_fn fn;
     void *arg;
@@ -57,26 +66,47 @@ static void spin(unsigned polls) {
     else if (polls > 300) cpu_relax();
 }
 
+/* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. */
+static void make_room(void) {
+    const int here = cpu_here();
+    if (here >= 0 && here == __atomic_load_n(&team.home, __ATOMIC_RELAXED)) cpu_leave();
+}
+
+static int is_wanted(const worker *w) {
+    const int state = state_of(w);
+    return state == CALLED || state == OPEN;
+}
+
 static void *work(void *arg) {
     worker *me = arg;
     fp_flush_denormals();
     for (;;) {
         double since = 0;
-        for (unsigned polls = 0; state_of(me) != CALLED; polls++) {
+        for (unsigned polls = 0; !is_wanted(me); polls++) {
             cpu_relax();
             if (polls % 64) continue;
+            make_room();
             const double now = cpu_seconds();
             if (since == 0) since = now;
             if (now - since < SPIN_SECONDS) continue;
             pthread_mutex_lock(&me->lock);
             me->signalled = 0; /* one that came while it was awake has woken up nobody */
             __atomic_store_n(&me->asleep, 1, __ATOMIC_SEQ_CST);
-            if (state_of(me) != CALLED) pthread_cond_wait(&me->wake, &me->lock);
+            if (!is_wanted(me)) pthread_cond_wait(&me->wake, &me->lock);
             __atomic_store_n(&me->asleep, 0, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&me->lock);
+            make_room();
             since = 0; /* whoever woke us up may have gone on alone, and will be back */
         }
+        if (change_state(me, OPEN, BUSY)) {
+            make_room();
+            me->fn(me->arg, me->rank);
+            if (change_state(me, BUSY, IDLE)) continue;
+            __atomic_fetch_sub(&team.left, 1, __ATOMIC_RELEASE);
+            set_state(me, IDLE);
+        }
         if (!change_state(me, CALLED, PRESENT)) continue;
+        make_room();
         for (unsigned polls = 0; state_of(me) != IDLE; polls++) {
             spin(polls);
             if (state_of(me) != GO) continue;
@@ -119,33 +149,48 @@ static void crowded(double now) {
     team.crowded_until = now + team.penalty;
 }
 
-int team_acquire(int wanted, double patience) {
+/* Nobody else's until `busy` is 0 again: how many threads there are of those wanted, or 1, and then it is not taken. */
+static int take(int wanted) {
     if (wanted <= 1 || __atomic_exchange_n(&team.busy, 1, __ATOMIC_ACQUIRE)) return 1;
     if (wanted > TEAM_MOST) wanted = TEAM_MOST;
     while (team.size + 1 < wanted && grow()) {}
     if (team.size + 1 < wanted) wanted = team.size + 1;
+    __atomic_store_n(&team.home, cpu_here(), __ATOMIC_RELAXED);
+    if (wanted == 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
+    return wanted;
+}
+
+/* Only the caller takes a worker out of IDLE. */
+static void call(worker *w, int state) {
+    set_state(w, state);
+    if (!__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) return;
+    pthread_mutex_lock(&w->lock);
+    if (w->signalled == 0) {
+        w->signalled = cpu_seconds();
+        pthread_cond_signal(&w->wake);
+    }
+    pthread_mutex_unlock(&w->lock);
+}
+
+int team_acquire(int wanted, double patience) {
+    wanted = take(wanted);
+    if (wanted == 1) return 1;
     const double now = cpu_seconds(), deadline = now + patience;
     int granted = 1;
     if (now < team.crowded_until && patience < LONG_PATIENCE) wanted = 1;
-    for (int i = 1; i < wanted; i++) {
-        worker *w = &team.at[i];
-        set_state(w, CALLED);
-        if (!__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) continue;
-        pthread_mutex_lock(&w->lock);
-        if (w->signalled == 0) {
-            w->signalled = now;
-            pthread_cond_signal(&w->wake);
-        }
-        pthread_mutex_unlock(&w->lock);
-    }
+    for (int i = 1; i < wanted; i++)
+        if (state_of(&team.at[i]) == IDLE) call(&team.at[i], CALLED);
     for (int i = 1; i < wanted; i++) {
         worker *w = &team.at[i];
         int present;
-        for (unsigned polls = 1; !(present = state_of(w) == PRESENT); polls++)
+        for (unsigned polls = 1; !(present = state_of(w) == PRESENT); polls++) {
+            if (state_of(w) == IDLE) call(w, CALLED); /* it had been left behind */
             if (polls % 64 == 0 && cpu_seconds() > deadline) {
-                present = !change_state(w, CALLED, IDLE);
+                change_state(w, CALLED, IDLE);
+                present = state_of(w) == PRESENT;
                 break;
             }
+        }
         if (present) {
             team.crew[granted++] = w;
             continue;
@@ -187,6 +232,36 @@ void team_release(int granted) {
     if (granted <= 1) return;
     for (int r = 1; r < granted; r++) change_state(team.crew[r], PRESENT, IDLE);
     __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
+}
+
+int team_open(int wanted) { return take(wanted); }
+
+void team_offer(int size, team_fn fn, void *arg) {
+    for (int r = 1; r < size; r++) {
+        worker *w = &team.at[r];
+        if (state_of(w) != IDLE) continue;
+        w->fn = fn;
+        w->arg = arg;
+        w->rank = r;
+        call(w, OPEN);
+    }
+}
+
+void team_close(int size) {
+    if (size <= 1) return;
+    for (int r = 1; r < size; r++) {
+        worker *w = &team.at[r];
+        if (change_state(w, OPEN, IDLE)) continue;
+        for (int polls = 0; polls < COURTESY && state_of(w) == BUSY; polls++) {}
+        if (state_of(w) != BUSY) continue;
+        __atomic_fetch_add(&team.left, 1, __ATOMIC_ACQUIRE);
+        if (!change_state(w, BUSY, LEFT)) __atomic_fetch_sub(&team.left, 1, __ATOMIC_RELEASE);
+    }
+    __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
+}
+
+void team_quiet(void) {
+    while (__atomic_load_n(&team.left, __ATOMIC_ACQUIRE)) sched_yield();
 }
 
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch) {

@@ -68,6 +68,18 @@ cdef extern from "team.h" nogil:
     int team_acquire(int wanted, double patience)
     void team_run(int size, team_fn fn, void *arg)
     void team_release(int granted)
+    int team_open(int wanted)
+    void team_offer(int size, team_fn fn, void *arg)
+    void team_close(int size)
+    void team_quiet()
+    enum: BLOCK_FREE, BLOCK_HELD, BLOCK_KEPT, BLOCK_DONE
+    ctypedef struct block_line:
+        pass
+    void block_set(block_line *b, unsigned long epoch, int state)
+    bint block_is(const block_line *b, unsigned long epoch, int state)
+    bint block_change(block_line *b, unsigned long epoch, int before, int after)
+    void epoch_begin(unsigned long *epoch)
+    unsigned long epoch_now(const unsigned long *epoch)
     void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch)
     long team_turn(barrier_line *line, unsigned long epoch)
 
@@ -78,6 +90,7 @@ cdef extern from "cpu.h" nogil:
     double cpu_seconds()
     ctypedef unsigned long fp_state
     fp_state fp_now()
+    fp_state fp_flush_denormals()
     void fp_restore(fp_state state)
     void cpu_large_pages(void *block, size_t size)
     const char *cpu_compiler()

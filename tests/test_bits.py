@@ -223,6 +223,25 @@ def test_a_stream_of_one_sequence(core, p):
         assert np.array_equal(stepper.step(x_t[-1:]), want["y"][t, -1:])
 
 
+@pytest.mark.parametrize("size", [(1, 40, 300), (3, 300, 130), (9, 17, 200), (40, 70, 150), (300, 20, 70)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_stream_and_its_threads(cell, dtype, size, compiled):
+    """Steps that are cut into blocks of units and of rows, for whoever takes them."""
+    kind, options = LAYERS[cell]
+    B, I, H = size
+    layer = kind(I, H, dtype=dtype, rng=0, backend=compiled.backend, **options).freeze()
+    x = np.random.default_rng(0).standard_normal((5, B, I)).astype(dtype)
+    want, state = layer(x)
+    stream = layer.stream(batch_size=B)
+    for threads in (1, 2, 3, 4):
+        compiled.module.set_num_threads(threads)
+        for _ in range(3):
+            stream.reset()
+            assert np.array_equal([stream.step(x_t) for x_t in x], want)
+            assert np.array_equal(stream.state, state)
+
+
 @each_cell
 def test_one_call_and_many(core, p):
     """The state carried from call to call, the sequence cut anywhere."""

@@ -156,6 +156,56 @@ def test_no_worker_is_lost():
     assert python(BURSTS, FUSEDRNN_BACKEND="cython") == "done"
 
 
+@pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_a_step_waits_for_no_helper(cell):
+    """The stream's worker shares its CPU with a process that never rests: every few milliseconds it stands still in the
+    middle of a block, which the caller then makes anew. What the worker writes when it comes back must reach nobody,
+    also where its stream is gone by then, or something else wants its help."""
+    python(
+        f"""
+cpus = sorted(os.sched_getaffinity(0))[:2]
+layer = fusedrnn.{cell}(90, 200, num_layers=2, rng=0).freeze()
+xs = np.random.default_rng(0).standard_normal((40, 24, 90)).astype("float32")
+out = np.empty((24, 200), "float32")
+
+def steps():
+    stream = layer.stream(batch_size=24)
+    ys = []
+    for x in xs:
+        ys.append(stream.step(x, out=out).copy())
+    return np.array(ys), stream.state
+
+core.set_num_threads(1)
+want, want_state = steps()
+want_short = short()
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(2)
+steps()
+(worker,) = set(os.listdir("/proc/self/task")) - before
+os.sched_setaffinity(0, cpus[:1])
+os.sched_setaffinity(int(worker), cpus[1:])
+other = os.fork()
+if other == 0:
+    os.sched_setaffinity(0, cpus[1:])
+    while True: pass
+try:
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        found, state = steps()
+        assert np.array_equal(found, want) and np.array_equal(state, want_state)
+        if time.monotonic_ns() % 3 == 0:
+            assert_same(short(), want_short)
+finally:
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+used = time.process_time() - time.thread_time()
+assert used > 0.3, f"the worker did not take part: {{used}} s"
+"""
+    )
+
+
 def test_gil_is_released():
     """A Python thread goes on while a long call runs."""
     python(
