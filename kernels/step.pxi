@@ -47,7 +47,7 @@ cdef Block block_of(Step *t, Py_ssize_t which) noexcept nogil:
 
 
 cdef void make_block(Step *t, Block *b, char *own, char *h0) noexcept nogil:
-    """gates = x W_ih + bias + h W_hh, then the pointwise part: a step of the time loop, for a block's units and rows."""
+    """gates = x W_ih + bias + h W_hh, then the pointwise part: a step of the time loop for a block."""
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, i
@@ -228,7 +228,7 @@ cdef class OpenLayer:
         t.parts = (d.B + t.rows - 1) // t.rows
         t.units = panel if t.rows >= FEW_ROWS else 2 * panel    # one row takes two panels at a time
         t.strips = (units + t.units - 1) // t.units
-        while t.strips > 1 and (
+        while t.strips > 1 and 2 * t.units * t.rows * bytes <= SIGNAL_WORK * l.tiles.itemsize and (
             size == 1 or t.strips * t.parts > MOST_BLOCKS * size
             or t.strips * t.parts >= 2 * LEAST_BLOCKS * size
             and t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) < LEAST_TIME
