@@ -21,6 +21,8 @@ cdef struct Step:
     bint by_part                # ... part by part, or strip by strip
     Py_ssize_t blocks
     Py_ssize_t units, rows      # of a block; units in vectors
+    Py_ssize_t stride           # of a segment of a block's gate rows, in elements
+    char *bias                  # by strip, laid out like these rows
     block_line *block           # [blocks]
     char *own                   # per rank: row pointers, gate rows of a block, and a helper's h and c
     Py_ssize_t own_bytes
@@ -31,18 +33,25 @@ cdef struct Block:
     # Where a block lies, and where this rank puts its results.
     Py_ssize_t first, last      # units, in vectors
     Py_ssize_t row, rows
-    char *h                     # row 0 of the block
+    Py_ssize_t at, bytes        # of its units in a row of a state
+    char *bias                  # its own, from unit 0
+    char *h                     # its first row, from unit 0; the next one lies `pitch` bytes on
     char *c
+    Py_ssize_t pitch
 
 
 cdef Block block_of(Step *t, Py_ssize_t which) noexcept nogil:
     cdef Direction *d = &t.run.direction[0]
-    cdef Py_ssize_t units = (d.layer.H + d.layer.tiles.lanes - 1) // d.layer.tiles.lanes
+    cdef Py_ssize_t lanes = d.layer.tiles.lanes, units = (d.layer.H + lanes - 1) // lanes
+    cdef Py_ssize_t strip = which % t.strips if t.by_part else which // t.parts
     cdef Block b
-    b.first = (which % t.strips if t.by_part else which // t.parts) * t.units
+    b.first = strip * t.units
     b.last = min(b.first + t.units, units)
     b.row = (which // t.strips if t.by_part else which % t.parts) * t.rows
     b.rows = min(t.rows, d.B - b.row)
+    b.at = b.first * lanes * d.layer.tiles.itemsize
+    b.bytes = (b.last - b.first) * lanes * d.layer.tiles.itemsize
+    b.bias = t.bias + strip * d.layer.cell.segments * t.stride * d.layer.tiles.itemsize - b.at
     return b
 
 
@@ -50,9 +59,8 @@ cdef void make_block(Step *t, Block *b, char *own, char *h0) noexcept nogil:
     """gates = x W_ih + bias + h W_hh, then the pointwise part: a step of the time loop for a block."""
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, i
-    cdef Py_ssize_t from_byte = b.first * l.tiles.lanes * size, bytes = (b.last - b.first) * l.tiles.lanes * size
-    cdef Py_ssize_t plain = l.cell.plain * state
+    cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, segment = t.stride * size, i
+    cdef Py_ssize_t plain = b.at + l.cell.plain * segment
     cdef void **x_row = <void **>own
     cdef void **gates = x_row + t.rows
     cdef void **h_prev = gates + t.rows
@@ -64,34 +72,34 @@ cdef void make_block(Step *t, Block *b, char *own, char *h0) noexcept nogil:
     cdef pointwise_t q
     for i in range(b.rows):
         x_row[i] = t.x + (b.row + i) * t.x_b
-        gates[i] = rows + i * l.cell.segments * state
+        gates[i] = rows + i * l.cell.segments * segment - b.at
         h_prev[i] = h0 + (b.row + i) * state
-        h[i] = b.h + i * state
+        h[i] = b.h + i * b.pitch
         c_prev[i] = d.c0 + (b.row + i) * state
-        c[i] = b.c + i * state
+        c[i] = b.c + i * b.pitch
         if l.cell.plain >= 0:                                   # no share of x: starts from its own bias
-            memcpy(<char *>gates[i] + plain + from_byte, l.bias + plain + from_byte, bytes)
+            memcpy(<char *>gates[i] + plain, b.bias + plain, b.bytes)
     memset(&q, 0, sizeof(q))
     q.rows = b.rows
     q.first = b.first * l.tiles.lanes
     q.last = min(b.last * l.tiles.lanes, l.H)
-    q.stride = l.stride
+    q.stride = t.stride
     q.gates = gates
     q.h_prev = <const void **>h_prev
     q.h = h
     q.c_prev = <const void **>c_prev
     q.c = c
     aim(t, b, &p, &l.x, &l.h[0], b.first)
-    into_gates(&p, &l.x, l, l.cell.x.segment)
-    p.init = l.bias
     p.a = <const void **>x_row
     p.out = gates
+    p.out_offset = l.cell.x.segment * t.stride
+    p.init = b.bias
     l.tiles.product(&p)
     aim(t, b, &p, &l.h[0], &l.x, b.last if t.by_part or t.parts == 1 else b.first)
-    into_gates(&p, &l.h[0], l, l.cell.h[0].segment)
-    p.accumulate = 1
     p.a = <const void **>h_prev
     p.out = gates
+    p.out_offset = l.cell.h[0].segment * t.stride
+    p.accumulate = 1
     l.tiles.product(&p)
     l.tiles.forward[l.kind][0](&q)
 
@@ -104,6 +112,9 @@ cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize
     p.rows = b.rows
     p.first = b.first * each
     p.last = b.last * each
+    if m.gated:
+        p.out_step = t.stride
+        p.out_panel = tiles.lanes
     p.prefetch = t.streams and b.rows >= FEW_ROWS
     if p.prefetch and unit * each < then.vectors:
         p.next = then.data + unit * each * then.depth * tiles.lanes * tiles.itemsize
@@ -120,27 +131,24 @@ cdef void help(void *arg, int rank) noexcept nogil:
     cdef Py_ssize_t i, j, which = part(t.blocks, rank, t.size)
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, at, bytes
+    cdef Py_ssize_t state = l.stride * l.tiles.itemsize
     cdef char *h0 = d.h0
     cdef char *y = d.y
     cdef char *own = t.own + rank * t.own_bytes
-    cdef char *h = own + gate_rows_at(t) + t.rows * l.cell.segments * state
-    cdef char *c = h + t.rows * state
     cdef Block b
     for i in range(t.blocks):
         if block_change(&t.block[which], epoch, BLOCK_FREE, BLOCK_HELD):
             b = block_of(t, which)
-            b.h = h
-            b.c = c
+            b.pitch = t.stride * l.tiles.itemsize
+            b.h = own + gate_rows_at(t) + t.rows * l.cell.segments * b.pitch - b.at
+            b.c = b.h + t.rows * b.pitch
             make_block(t, &b, own, h0)
             if not block_change(&t.block[which], epoch, BLOCK_HELD, BLOCK_KEPT):
                 return                                          # the caller has been waiting too long
-            at = b.first * l.tiles.lanes * size
-            bytes = (b.last - b.first) * l.tiles.lanes * size
             for j in range(b.rows):
-                memcpy(y + (b.row + j) * state + at, h + j * state + at, bytes)
+                memcpy(y + (b.row + j) * state + b.at, b.h + j * b.pitch + b.at, b.bytes)
                 if l.cell.states == 2:
-                    memcpy(d.c0 + (b.row + j) * state + at, c + j * state + at, bytes)
+                    memcpy(d.c0 + (b.row + j) * state + b.at, b.c + j * b.pitch + b.at, b.bytes)
             block_set(&t.block[which], epoch, BLOCK_DONE)
         which = which + 1 if which + 1 < t.blocks else 0
 
@@ -149,11 +157,11 @@ cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
     """One block by the caller, straight into the new state."""
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t state = l.stride * l.tiles.itemsize
     cdef Run *run = t.run
     cdef Block b = block_of(t, which)
-    b.h = d.y + b.row * state
-    b.c = d.c0 + b.row * state
+    b.pitch = l.stride * l.tiles.itemsize
+    b.h = d.y + b.row * b.pitch
+    b.c = d.c0 + b.row * b.pitch
     make_block(t, &b, t.own, d.h0)
     run.work += <double>b.rows * (b.last - b.first) * l.tiles.lanes * l.cell.gates * (l.H + l.inputs)
     if run.work > SIGNAL_WORK:
@@ -213,7 +221,8 @@ cdef class OpenLayer:
         cdef Run *run = &self.frame.run
         cdef Direction *d = &run.direction[0]
         cdef Layer *l = &d.layer
-        cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, state, at
+        cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, state, at, bias, i, v
+        cdef Block b
         cdef Py_ssize_t panel = 1 if l.h[0].gated else PANEL, size
         cdef double bytes                                       # of the weights of a unit vector
         divide(run, threads)
@@ -236,13 +245,20 @@ cdef class OpenLayer:
             t.units *= 2
             t.strips = (units + t.units - 1) // t.units
         t.blocks = t.strips * t.parts
-        state = l.stride * l.tiles.itemsize
+        t.stride = padded(t.units * l.tiles.lanes, l.tiles.itemsize)
+        state = t.stride * l.tiles.itemsize
         t.own_bytes = (gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * state + 127) // 128 * 128
         at = t.blocks * <Py_ssize_t>sizeof(block_line)
         t.x_b = l.inputs * l.tiles.itemsize
-        self.memory = Memory(at + size * t.own_bytes + <object>d.B * t.x_b)
+        bias = t.strips * l.cell.segments * state
+        self.memory = Memory(at + bias + size * t.own_bytes + <object>d.B * t.x_b)
         t.block = <block_line *>self.memory.data
-        t.own = self.memory.data + at
+        t.bias = self.memory.data + at
+        t.own = t.bias + bias
         t.x = t.own + size * t.own_bytes
-        memset(t.block, 0, at)
+        memset(t.block, 0, at + bias)
+        for i in range(t.blocks):
+            b = block_of(t, i)
+            for v in range(l.cell.segments):
+                memcpy(b.bias + v * state + b.at, l.bias + v * l.stride * l.tiles.itemsize + b.at, b.bytes)
         return 0
