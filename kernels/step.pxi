@@ -189,7 +189,7 @@ cdef void open_step(Step *t) noexcept nogil:
             own_block(t, i)
             mine += 1
             team_offer(size, help, t)
-    for i in range(t.blocks):                                   # what is not done by now has a helper, or nobody
+    for i in range(t.blocks):                                   # what is not done by now is held, or nobody's any more
         while not block_is(&t.block[i], t.epoch, BLOCK_DONE):
             if deadline == 0:                                   # a helper gets the time that one takes here
                 deadline = cpu_seconds()
@@ -233,7 +233,7 @@ cdef class OpenLayer:
         t.streams = units * bytes > size * L2_SHARE
         t.by_part = run.groups > 1
         t.parts = max((d.B + CHUNK - 1) // CHUNK, run.groups)
-        t.rows = (d.B + t.parts - 1) // t.parts
+        t.rows = max(1, (d.B + t.parts - 1) // t.parts)
         t.parts = (d.B + t.rows - 1) // t.rows
         t.units = panel if t.rows >= FEW_ROWS else 2 * panel    # one row takes two panels at a time
         t.strips = (units + t.units - 1) // t.units

@@ -111,7 +111,7 @@ cdef class Stream:
         granted = team_acquire(self.wanted, self.patience)
         try:
             if granted != self.threads:
-                self.partition(granted)
+                self.partition(self.asked if self.opened else granted)
             for i in range(len(self.frames)):
                 frame = self.frames[i]
                 if self.opened:
