@@ -1,9 +1,9 @@
-# AN OPEN STEP: a step of one stage, cut into blocks that whoever is there may take. The caller waits for nobody:
-# helpers come when they have a CPU, and what one holds that has lost it again is made anew by the caller.
+# AN OPEN STEP: a step of one layer, stage by stage, each cut into blocks that whoever is there may take. The caller
+# waits for nobody: helpers come when they have a CPU, and what one holds that has lost it again the caller makes anew.
 #
-# A block is some units of some rows, from x W_ih to the end of its pointwise part, so there is nothing to meet for in
-# between. A helper works aside, in memory of its own, and its h and c count only if the block is still its own by
-# then; whatever a helper left behind reads that has been overwritten meanwhile, its results are dropped.
+# A block is some units of some rows, from the products to the end of the pointwise part, so there is nothing to meet
+# for in between. It is made aside, in memory of the rank's own, and a helper's counts only if the block is still its
+# own by then; whatever a helper left behind reads that has been overwritten meanwhile, its results are dropped.
 
 from tiles cimport (
     BLOCK_DONE, BLOCK_FREE, BLOCK_HELD, BLOCK_KEPT, block_change, block_is, block_line, block_set, epoch_begin,
@@ -14,9 +14,11 @@ from tiles cimport (
 cdef struct Step:
     Run *run                    # of one direction with one step
     int size                    # ranks that may come, the caller among them
-    unsigned long epoch         # this step: of all that helpers read, written last
+    unsigned long epoch         # stages so far: of all that helpers read, written last
+    int stage
     char *x                     # [B][x_b bytes], a copy: the caller's array may be gone before its last reader
     Py_ssize_t x_b
+    char *gates                 # [B] gate rows, which the first of two stages leaves to the second
     Py_ssize_t strips, parts    # blocks = strips of units x parts of the batch, ...
     bint by_part                # ... part by part, or strip by strip
     Py_ssize_t blocks
@@ -30,55 +32,80 @@ cdef struct Step:
 
 
 cdef struct Block:
-    # Where a block lies, and where this rank puts its results.
+    # What a block is, and where a rank makes it. All rows as if they began with unit 0.
     Py_ssize_t first, last      # units, in vectors
     Py_ssize_t row, rows
     Py_ssize_t at, bytes        # of its units in a row of a state
-    char *bias                  # its own, from unit 0
-    char *h                     # its first row, from unit 0; the next one lies `pitch` bytes on
+    char *bias
+    char *gates                 # rows of segments, `t.stride` apart
+    char *h                     # rows `pitch` bytes apart
     char *c
     Py_ssize_t pitch
 
 
-cdef Block block_of(Step *t, Py_ssize_t which) noexcept nogil:
-    cdef Direction *d = &t.run.direction[0]
-    cdef Py_ssize_t lanes = d.layer.tiles.lanes, units = (d.layer.H + lanes - 1) // lanes
+cdef Block block_of(Step *t, Py_ssize_t which, int rank) noexcept nogil:
+    cdef Layer *l = &t.run.direction[0].layer
+    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes
     cdef Py_ssize_t strip = which % t.strips if t.by_part else which // t.parts
     cdef Block b
     b.first = strip * t.units
-    b.last = min(b.first + t.units, units)
+    b.last = min(b.first + t.units, (l.H + lanes - 1) // lanes)
     b.row = (which // t.strips if t.by_part else which % t.parts) * t.rows
-    b.rows = min(t.rows, d.B - b.row)
-    b.at = b.first * lanes * d.layer.tiles.itemsize
-    b.bytes = (b.last - b.first) * lanes * d.layer.tiles.itemsize
-    b.bias = t.bias + strip * d.layer.cell.segments * t.stride * d.layer.tiles.itemsize - b.at
+    b.rows = min(t.rows, t.run.direction[0].B - b.row)
+    b.at = b.first * lanes * size
+    b.bytes = (b.last - b.first) * lanes * size
+    b.bias = t.bias + strip * l.cell.segments * t.stride * size - b.at
+    b.pitch = t.stride * size
+    b.gates = t.own + rank * t.own_bytes + gate_rows_at(t) - b.at
+    b.h = b.gates + t.rows * l.cell.segments * b.pitch
+    b.c = b.h + t.rows * b.pitch
     return b
 
 
-cdef void make_block(Step *t, Block *b, char *own, char *h0) noexcept nogil:
-    """gates = x W_ih + bias + h W_hh, then the pointwise part: a step of the time loop for a block."""
+cdef void make_block(Step *t, Block *b, int rank, int stage, char *h0) noexcept nogil:
+    """gates = x W_ih + bias, gates += operand W_hh, then the pointwise part: a stage of the time loop for a block."""
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, segment = t.stride * size, i
-    cdef Py_ssize_t plain = b.at + l.cell.plain * segment
-    cdef void **x_row = <void **>own
-    cdef void **gates = x_row + t.rows
+    cdef Py_ssize_t size = l.tiles.itemsize, state = l.stride * size, segment = t.stride * size, i, v
+    cdef Py_ssize_t plain = b.at + l.cell.plain * segment, source = l.cell.source[stage]
+    cdef void **a = <void **>(t.own + rank * t.own_bytes)
+    cdef void **gates = a + t.rows
     cdef void **h_prev = gates + t.rows
     cdef void **h = h_prev + t.rows
     cdef void **c_prev = h + t.rows
     cdef void **c = c_prev + t.rows
-    cdef char *rows = own + gate_rows_at(t)
+    cdef char *left
     cdef product_t p
     cdef pointwise_t q
     for i in range(b.rows):
-        x_row[i] = t.x + (b.row + i) * t.x_b
-        gates[i] = rows + i * l.cell.segments * segment - b.at
+        a[i] = t.x + (b.row + i) * t.x_b
+        gates[i] = b.gates + i * l.cell.segments * segment
         h_prev[i] = h0 + (b.row + i) * state
         h[i] = b.h + i * b.pitch
         c_prev[i] = d.c0 + (b.row + i) * state
         c[i] = b.c + i * b.pitch
-        if l.cell.plain >= 0:                                   # no share of x: starts from its own bias
+    if stage == 0:
+        for i in range(b.rows if l.cell.plain >= 0 else 0):     # no share of x: starts from its own bias
             memcpy(<char *>gates[i] + plain, b.bias + plain, b.bytes)
+        aim(t, b, &p, &l.x, &l.h[0], b.first)
+        p.a = <const void **>a
+        p.out = gates
+        p.out_offset = l.cell.x.segment * t.stride
+        p.init = b.bias
+        l.tiles.product(&p)
+    else:
+        for i in range(b.rows):                                 # what the first stage has left
+            left = t.gates + (b.row + i) * l.cell.segments * state
+            for v in range(l.cell.segments):
+                memcpy(<char *>gates[i] + v * segment + b.at, left + v * state + b.at, b.bytes)
+            a[i] = left + source * state
+    aim(t, b, &p, &l.h[stage], &l.x if stage == 0 else &l.h[stage],
+        b.last if t.by_part or t.parts == 1 else b.first)
+    p.a = <const void **>(h_prev if source < 0 else a)
+    p.out = gates
+    p.out_offset = l.cell.h[stage].segment * t.stride
+    p.accumulate = 1
+    l.tiles.product(&p)
     memset(&q, 0, sizeof(q))
     q.rows = b.rows
     q.first = b.first * l.tiles.lanes
@@ -89,19 +116,7 @@ cdef void make_block(Step *t, Block *b, char *own, char *h0) noexcept nogil:
     q.h = h
     q.c_prev = <const void **>c_prev
     q.c = c
-    aim(t, b, &p, &l.x, &l.h[0], b.first)
-    p.a = <const void **>x_row
-    p.out = gates
-    p.out_offset = l.cell.x.segment * t.stride
-    p.init = b.bias
-    l.tiles.product(&p)
-    aim(t, b, &p, &l.h[0], &l.x, b.last if t.by_part or t.parts == 1 else b.first)
-    p.a = <const void **>h_prev
-    p.out = gates
-    p.out_offset = l.cell.h[0].segment * t.stride
-    p.accumulate = 1
-    l.tiles.product(&p)
-    l.tiles.forward[l.kind][0](&q)
+    l.tiles.forward[l.kind][stage](&q)
 
 
 cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize_t unit) noexcept nogil:
@@ -116,8 +131,25 @@ cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize
         p.out_step = t.stride
         p.out_panel = tiles.lanes
     p.prefetch = t.streams and b.rows >= FEW_ROWS
+    each = then.width if then.gated else 1
     if p.prefetch and unit * each < then.vectors:
         p.next = then.data + unit * each * then.depth * tiles.lanes * tiles.itemsize
+
+
+cdef void deliver(Step *t, Block *b, int stage, char *y) noexcept nogil:
+    """A block that was made aside into its place: gate rows between two stages, h and c after the last one."""
+    cdef Direction *d = &t.run.direction[0]
+    cdef Layer *l = &d.layer
+    cdef Py_ssize_t state = l.stride * l.tiles.itemsize, i, v
+    for i in range(b.rows):
+        if stage + 1 < l.cell.stages:
+            for v in range(l.cell.segments):
+                memcpy(t.gates + ((b.row + i) * l.cell.segments + v) * state + b.at,
+                       b.gates + (i * l.cell.segments + v) * b.pitch + b.at, b.bytes)
+            continue
+        memcpy(y + (b.row + i) * state + b.at, b.h + i * b.pitch + b.at, b.bytes)
+        if l.cell.states == 2:
+            memcpy(d.c0 + (b.row + i) * state + b.at, b.c + i * b.pitch + b.at, b.bytes)
 
 
 cdef Py_ssize_t gate_rows_at(Step *t) noexcept nogil:
@@ -125,44 +157,39 @@ cdef Py_ssize_t gate_rows_at(Step *t) noexcept nogil:
 
 
 cdef void help(void *arg, int rank) noexcept nogil:
-    """A helper's share of whatever step is going on."""
+    """A helper's share of whatever stage is going on."""
     cdef Step *t = <Step *>arg
-    cdef unsigned long epoch = epoch_now(&t.epoch)              # before all else that changes from step to step
-    cdef Py_ssize_t i, j, which = part(t.blocks, rank, t.size)
-    cdef Direction *d = &t.run.direction[0]
-    cdef Layer *l = &d.layer
-    cdef Py_ssize_t state = l.stride * l.tiles.itemsize
-    cdef char *h0 = d.h0
-    cdef char *y = d.y
-    cdef char *own = t.own + rank * t.own_bytes
+    cdef unsigned long epoch = epoch_now(&t.epoch)              # before all else that changes from stage to stage
+    cdef int stage = t.stage
+    cdef char *h0 = t.run.direction[0].h0
+    cdef char *y = t.run.direction[0].y
+    cdef Py_ssize_t i, which = part(t.blocks, rank, t.size)
     cdef Block b
     for i in range(t.blocks):
         if block_change(&t.block[which], epoch, BLOCK_FREE, BLOCK_HELD):
-            b = block_of(t, which)
-            b.pitch = t.stride * l.tiles.itemsize
-            b.h = own + gate_rows_at(t) + t.rows * l.cell.segments * b.pitch - b.at
-            b.c = b.h + t.rows * b.pitch
-            make_block(t, &b, own, h0)
+            b = block_of(t, which, rank)
+            make_block(t, &b, rank, stage, h0)
             if not block_change(&t.block[which], epoch, BLOCK_HELD, BLOCK_KEPT):
                 return                                          # the caller has been waiting too long
-            for j in range(b.rows):
-                memcpy(y + (b.row + j) * state + b.at, b.h + j * b.pitch + b.at, b.bytes)
-                if l.cell.states == 2:
-                    memcpy(d.c0 + (b.row + j) * state + b.at, b.c + j * b.pitch + b.at, b.bytes)
+            deliver(t, &b, stage, y)
             block_set(&t.block[which], epoch, BLOCK_DONE)
         which = which + 1 if which + 1 < t.blocks else 0
 
 
 cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
-    """One block by the caller, straight into the new state."""
-    cdef Direction *d = &t.run.direction[0]
-    cdef Layer *l = &d.layer
+    """One block by the caller, who puts h and c where they belong at once."""
     cdef Run *run = t.run
-    cdef Block b = block_of(t, which)
-    b.pitch = l.stride * l.tiles.itemsize
-    b.h = d.y + b.row * b.pitch
-    b.c = d.c0 + b.row * b.pitch
-    make_block(t, &b, t.own, d.h0)
+    cdef Direction *d = &run.direction[0]
+    cdef Layer *l = &d.layer
+    cdef Block b = block_of(t, which, 0)
+    cdef bint last = t.stage + 1 == l.cell.stages
+    if last:
+        b.pitch = l.stride * l.tiles.itemsize
+        b.h = d.y + b.row * b.pitch
+        b.c = d.c0 + b.row * b.pitch
+    make_block(t, &b, 0, t.stage, d.h0)
+    if not last:
+        deliver(t, &b, t.stage, d.y)
     run.work += <double>b.rows * (b.last - b.first) * l.tiles.lanes * l.cell.gates * (l.H + l.inputs)
     if run.work > SIGNAL_WORK:
         look_for_signals(run)
@@ -172,14 +199,26 @@ cdef void open_step(Step *t) noexcept nogil:
     """A step by the caller and whoever comes; `run.interrupted` if it was not done."""
     cdef Run *run = t.run
     cdef Direction *d = &run.direction[0]
-    cdef int size = team_open(t.size)
-    cdef Py_ssize_t i, mine = 0
-    cdef double began = cpu_seconds() if size > 1 else 0, deadline = 0
+    cdef int size = team_open(t.size), stage
+    cdef Py_ssize_t i
     run.interrupted = False
     run.work = 0
     run.outside = fp_flush_denormals()
     for i in range(d.B):
         memcpy(t.x + i * t.x_b, d.x + i * d.x_b, t.x_b)
+    for stage in range(d.layer.cell.stages):
+        t.stage = stage
+        open_stage(t, size)
+        if run.interrupted:
+            break
+    team_close(size)
+    fp_restore(run.outside)
+
+
+cdef void open_stage(Step *t, int size) noexcept nogil:
+    cdef Run *run = t.run
+    cdef Py_ssize_t i, mine = 0
+    cdef double began = cpu_seconds() if size > 1 else 0, deadline = 0
     epoch_begin(&t.epoch)
     for i in range(t.blocks):
         block_set(&t.block[i], t.epoch, BLOCK_FREE)
@@ -199,40 +238,54 @@ cdef void open_step(Step *t) noexcept nogil:
                 block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE)
             elif cpu_seconds() > deadline and block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE):
                 own_block(t, i)
-    team_close(size)
-    fp_restore(run.outside)
 
 
 @cython.final
 @cython.internal
 cdef class OpenLayer:
-    """The memory of a layer's open steps."""
+    """A layer of a stream: its states, and the memory of its steps."""
+    cdef Packed packed
+    cdef Run run
     cdef Step step
-    cdef Frame frame            # whose direction it is
+    cdef Memory states          # two of h, which change places every step, and c
     cdef Memory memory
 
-    def __cinit__(self, Frame frame):
+    def __cinit__(self, Packed packed, Plan plan):
+        cdef Direction *d = &self.run.direction[0]
+        cdef Layer *l = &packed.layer
+        cdef Py_ssize_t bytes
+        memset(&self.run, 0, sizeof(Run))
         memset(&self.step, 0, sizeof(Step))
-        self.frame = frame
+        self.packed = packed
+        # Python integers in Memory's argument: a size that overflows is refused there
+        self.states = Memory(<object>plan.B * l.stride * l.tiles.itemsize * (1 + l.cell.states))
+        bytes = plan.B * l.stride * l.tiles.itemsize
+        memset(self.states.data, 0, (1 + l.cell.states) * bytes)
+        self.run.directions = 1
+        d.layer = packed.layer
+        d.steps = 1
+        d.B = plan.B
+        d.h0 = self.states.data
+        d.y = d.h0 + bytes
+        d.c0 = d.y + bytes
+        self.step.run = &self.run
 
     cdef int open(self, int threads) except -1:
         """Cut the step into blocks for up to so many ranks, and carve out memory; team_quiet() first."""
         cdef Step *t = &self.step
-        cdef Run *run = &self.frame.run
-        cdef Direction *d = &run.direction[0]
+        cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
-        cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, state, at, bias, i, v
-        cdef Block b
-        cdef Py_ssize_t panel = 1 if l.h[0].gated else PANEL, size
+        cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, pitch, state = l.stride * l.tiles.itemsize
+        cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, size, at, bias, i, v
         cdef double bytes                                       # of the weights of a unit vector
-        divide(run, threads)
-        size = run.size
+        cdef Block b
+        divide(&self.run, threads)
+        size = self.run.size
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
-        t.run = run
         t.size = size
         t.streams = units * bytes > size * L2_SHARE
-        t.by_part = run.groups > 1
-        t.parts = max((d.B + CHUNK - 1) // CHUNK, run.groups)
+        t.by_part = self.run.groups > 1
+        t.parts = max((d.B + CHUNK - 1) // CHUNK, self.run.groups)
         t.rows = max(1, (d.B + t.parts - 1) // t.parts)
         t.parts = (d.B + t.rows - 1) // t.rows
         t.units = panel if t.rows >= FEW_ROWS else 2 * panel    # one row takes two panels at a time
@@ -246,19 +299,21 @@ cdef class OpenLayer:
             t.strips = (units + t.units - 1) // t.units
         t.blocks = t.strips * t.parts
         t.stride = padded(t.units * l.tiles.lanes, l.tiles.itemsize)
-        state = t.stride * l.tiles.itemsize
-        t.own_bytes = (gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * state + 127) // 128 * 128
-        at = t.blocks * <Py_ssize_t>sizeof(block_line)
+        pitch = t.stride * l.tiles.itemsize
+        t.own_bytes = (gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * pitch + 127) // 128 * 128
         t.x_b = l.inputs * l.tiles.itemsize
-        bias = t.strips * l.cell.segments * state
-        self.memory = Memory(at + bias + size * t.own_bytes + <object>d.B * t.x_b)
+        at = t.blocks * <Py_ssize_t>sizeof(block_line)
+        bias = t.strips * l.cell.segments * pitch
+        self.memory = Memory(at + bias + size * t.own_bytes + <object>d.B * t.x_b
+                             + (<object>d.B * l.cell.segments * state if l.cell.stages > 1 else 0))
         t.block = <block_line *>self.memory.data
         t.bias = self.memory.data + at
         t.own = t.bias + bias
-        t.x = t.own + size * t.own_bytes
+        t.gates = t.own + size * t.own_bytes
+        t.x = t.gates + (d.B * l.cell.segments * state if l.cell.stages > 1 else 0)
         memset(t.block, 0, at + bias)
         for i in range(t.blocks):
-            b = block_of(t, i)
+            b = block_of(t, i, 0)
             for v in range(l.cell.segments):
-                memcpy(b.bias + v * state + b.at, l.bias + v * l.stride * l.tiles.itemsize + b.at, b.bytes)
+                memcpy(b.bias + v * pitch + b.at, l.bias + v * state + b.at, b.bytes)
         return 0
