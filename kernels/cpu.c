@@ -73,14 +73,16 @@ int cpu_here(void) {
 #endif
 }
 
-void cpu_leave(void) {
+void cpu_leave(int threads) {
 #if defined(__linux__)
     cpu_set_t allowed, others;
     if (sched_getaffinity(0, sizeof allowed, &allowed)) return;
     others = allowed;
     CPU_CLR(sched_getcpu(), &others);
-    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others))
+    if (CPU_COUNT(&others) && CPU_COUNT(&allowed) >= threads && !sched_setaffinity(0, sizeof others, &others))
         sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+    (void)threads;
 #endif
 }
 

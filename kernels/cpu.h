@@ -12,8 +12,8 @@ const tiles_t *cpu_tiles(const char *isa);
 int cpu_count(void);
 /* The CPU that this thread runs on; -1 where the system does not tell. */
 int cpu_here(void);
-/* Moves this thread to another of its CPUs, if it has one, and leaves it free to come back. */
-void cpu_leave(void);
+/* Moves this thread to another of its CPUs, if they are as many as these threads, and leaves it free to come back. */
+void cpu_leave(int threads);
 double cpu_seconds(void);
 /* Asks for large pages behind a block that is about to be written for the first time, where the system has them. */
 void cpu_large_pages(void *block, size_t size);

@@ -69,7 +69,8 @@ static void spin(unsigned polls) {
 /* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. */
 static void make_room(void) {
     const int here = cpu_here();
-    if (here >= 0 && here == __atomic_load_n(&team.home, __ATOMIC_RELAXED)) cpu_leave();
+    if (here >= 0 && here == __atomic_load_n(&team.home, __ATOMIC_RELAXED))
+        cpu_leave(__atomic_load_n(&team.size, __ATOMIC_RELAXED) + 1);
 }
 
 static int is_wanted(const worker *w) {
@@ -139,7 +140,7 @@ static int grow(void) {
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;
     pthread_detach(thread);
-    team.size = rank;
+    __atomic_store_n(&team.size, rank, __ATOMIC_RELAXED);
     return 1;
 }
 

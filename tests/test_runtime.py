@@ -208,6 +208,44 @@ assert used > 0.3, f"the worker did not take part: {{used}} s"
     )
 
 
+@pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_a_worker_leaves_its_callers_cpu():
+    """It is put there before every step, and a process that never rests has the other CPU: nothing but its own will
+    takes it away. Its affinity is as it was."""
+    python(
+        """
+cpus = sorted(os.sched_getaffinity(0))[:2]
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(2)
+stream = fusedrnn.LSTM(200, 300, rng=0).freeze().stream(batch_size=16)
+x, out = np.zeros((16, 200), "float32"), np.empty((16, 300), "float32")
+stream.step(x, out=out)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+os.sched_setaffinity(0, cpus[:1])
+parent, other = os.getpid(), os.fork()
+if other == 0:
+    os.sched_setaffinity(0, cpus[1:])
+    while os.getppid() == parent: pass
+    os._exit(0)
+away = 0
+try:
+    for _ in range(100):
+        os.sched_setaffinity(int(worker), cpus[:1])
+        time.sleep(0.001)
+        os.sched_setaffinity(int(worker), cpus)
+        for _ in range(20): stream.step(x, out=out)
+        stat = open(f"/proc/self/task/{worker}/stat").read()
+        away += int(stat.rpartition(")")[2].split()[36]) == cpus[1]
+finally:
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+assert os.sched_getaffinity(int(worker)) == set(cpus)
+assert away > 60, away
+"""
+    )
+
+
 def test_gil_is_released():
     """A Python thread goes on while a long call runs."""
     python(
