@@ -40,7 +40,7 @@ typedef struct {
 
 static struct {
     int busy; /* 1 while some call holds the team */
-    int home; /* the CPU that this call's caller was on */
+    int home; /* the CPU that the caller of an open run was on; else -1 */
     int left; /* workers left behind */
     int size; /* workers that exist: at[1] to at[size] */
     team_fn fn;
@@ -66,7 +66,9 @@ static void spin(unsigned polls) {
     else if (polls > 300) cpu_relax();
 }
 
-/* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. */
+/* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. That is bad
+ * for an open run, and good for any other: on a CPU that is shared with another process the worker would stand still for
+ * slices of milliseconds, and the caller at every barrier with it. */
 static void make_room(void) {
     const int here = cpu_here();
     if (here >= 0 && here == __atomic_load_n(&team.home, __ATOMIC_RELAXED))
@@ -156,7 +158,6 @@ static int take(int wanted) {
     if (wanted > TEAM_MOST) wanted = TEAM_MOST;
     while (team.size + 1 < wanted && grow()) {}
     if (team.size + 1 < wanted) wanted = team.size + 1;
-    __atomic_store_n(&team.home, cpu_here(), __ATOMIC_RELAXED);
     if (wanted == 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
     return wanted;
 }
@@ -176,6 +177,7 @@ static void call(worker *w, int state) {
 int team_acquire(int wanted, double patience) {
     wanted = take(wanted);
     if (wanted == 1) return 1;
+    __atomic_store_n(&team.home, -1, __ATOMIC_RELAXED);
     const double now = cpu_seconds(), deadline = now + patience;
     int granted = 1;
     if (now < team.crowded_until && patience < LONG_PATIENCE) wanted = 1;
@@ -235,7 +237,11 @@ void team_release(int granted) {
     __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
 }
 
-int team_open(int wanted) { return take(wanted); }
+int team_open(int wanted) {
+    wanted = take(wanted);
+    if (wanted > 1) __atomic_store_n(&team.home, cpu_here(), __ATOMIC_RELAXED);
+    return wanted;
+}
 
 void team_offer(int size, team_fn fn, void *arg) {
     for (int r = 1; r < size; r++) {
