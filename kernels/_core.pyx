@@ -43,7 +43,8 @@ cdef enum:
     SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
     SPARE_MOST = 40 * 1024 * 1024   # ... and at most
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
-    MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us
+    MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
+    LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
@@ -55,7 +56,6 @@ cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter.
 cdef double COST_BARRIER = 350, COST_CALL = 2000
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
-cdef double LEAST_TIME = 4000                # of a block of an open step that may as well be a larger one
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic
 
 
@@ -290,8 +290,8 @@ def backward(Tape tape, dy, dh_n, dc_n):
     return dx, tuple(gradients)
 
 
-include "step.pxi"            # a step of a stream that waits for nobody
-include "stream.pxi"
+include "step.pxi"          # a step by whoever is there
+include "stream.pxi"        # streams of such steps
 
 
 # ---------------------------------------------------------------------------------------------------------------

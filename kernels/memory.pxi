@@ -3,7 +3,7 @@
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
-from tiles cimport cpu_large_pages, team_quiet
+from tiles cimport cpu_large_pages
 
 
 cdef struct Spare:
@@ -53,7 +53,6 @@ cdef class Memory:
     def __dealloc__(self):
         cdef int i, least = 0
         cdef Spare mine
-        team_quiet()                                            # a helper left behind may still read it
         mine.data = self.data
         mine.size = self.size
         if SPARE_LEAST <= mine.size <= SPARE_MOST:

@@ -1,13 +1,13 @@
-# AN OPEN STEP: a step of one layer, stage by stage, each cut into blocks that whoever is there may take. The caller
-# waits for nobody: helpers come when they have a CPU, and what one holds that has lost it again the caller makes anew.
+# AN OPEN STEP: a step of one layer, stage by stage, each cut into blocks that whoever is there may take. Helpers
+# come when they have a CPU, and what one holds that has lost it again the caller makes anew.
 #
 # A block is some units of some rows, from the products to the end of the pointwise part, so there is nothing to meet
-# for in between. It is made aside, in memory of the rank's own, and a helper's counts only if the block is still its
-# own by then; whatever a helper left behind reads that has been overwritten meanwhile, its results are dropped.
+# for in between. A helper makes it aside, in memory of its own, and delivers it only if the block is still its own by
+# then; whatever a helper left behind reads that has been overwritten meanwhile, its results are dropped.
 
 from tiles cimport (
     BLOCK_DONE, BLOCK_FREE, BLOCK_HELD, BLOCK_KEPT, block_change, block_is, block_line, block_set, epoch_begin,
-    epoch_now, fp_flush_denormals, team_close, team_offer, team_open,
+    epoch_now, fp_flush_denormals, team_close, team_offer, team_open, team_quiet,
 )
 
 
@@ -242,6 +242,7 @@ cdef void open_stage(Step *t, int size) noexcept nogil:
 
 @cython.final
 @cython.internal
+@cython.no_gc       # all that it has is there until its end
 cdef class OpenLayer:
     """A layer of a stream: its states, and the memory of its steps."""
     cdef Packed packed
@@ -269,6 +270,9 @@ cdef class OpenLayer:
         d.y = d.h0 + bytes
         d.c0 = d.y + bytes
         self.step.run = &self.run
+
+    def __dealloc__(self):
+        team_quiet()                                            # a helper left behind may still read what is freed next
 
     cdef int open(self, int threads) except -1:
         """Cut the step into blocks for up to so many ranks, and carve out memory; team_quiet() first."""

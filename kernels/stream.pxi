@@ -32,8 +32,9 @@ cdef class Stream:
 
     cdef int lay_out(self) except -1:
         cdef OpenLayer layer
+        if self.asked:
+            team_quiet()                                        # nobody reads any more what is laid out anew
         self.asked = 0                                          # until all is done: memory may run short
-        team_quiet()                                            # nobody reads any more what is laid out anew
         for layer in self.layers:
             layer.open(THREADS)
         self.asked = THREADS
