@@ -5,18 +5,23 @@
 Every contender lives in a process of its own and they are asked in turn, round by round; a ratio is the median over the
 rounds of the peer's time over ours, so that above 1 we are ahead. Nobody is timed whose answer differs from ours. What
 is not installed, or does not offer something, is reported and left out. `memory` compares the peak memory of a training
-step with PyTorch's (Linux). `benchmarks/report.py` turns the results into tables and pictures.
+step with PyTorch's (Linux). `--spinning 1` has a process beside them all that never rests, as servers and test machines
+have. `benchmarks/report.py` turns the results into tables and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import importlib.metadata
 import json
+import os
 import shlex
 import statistics
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,19 @@ from fusedrnn.bench.work import MODES, Work
 
 SLOW = ("numpy", "onnx")
 SLOW_FLOPS = 1e9  # the slow ones are left out of what would take them seconds
+
+
+@contextlib.contextmanager
+def spinning(processes: int) -> Iterator[None]:
+    """That many processes that never rest."""
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+    started = [subprocess.Popen([sys.executable, "-c", loop]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def memory(job: Work, threads: int) -> dict[str, int]:
@@ -112,6 +130,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--points", type=point, nargs="+", metavar="B,T,I,H")
     parser.add_argument("--threads", type=int, default=min(2, fr.get_num_threads()))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--spinning", type=int, default=0, metavar="N", help="processes that never rest, all the while")
     parser.add_argument("--seconds", type=float, default=0.03, help="of each contender in each round")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args(arguments)
@@ -128,7 +147,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> None:
     options = parse(arguments)
-    results = [result for mode in options.modes for result in compare(mode, options)]
+    with spinning(options.spinning):
+        results = [result for mode in options.modes for result in compare(mode, options)]
     shown = [a for before, a in zip(["", *arguments], arguments, strict=False) if "--json" not in (before, a)]
     run = {
         "machine_info": machine.describe() | {"threads": options.threads},

@@ -349,6 +349,7 @@ def test_a_missing_peer_is_reported(monkeypatch):
 def test_the_comparison_with_peers_writes_its_results(tmp_path):
     path = tmp_path / "peers.json"
     arguments = ["stream", "--peers=numpy", "--cells=gru", "--points", "1,1,3,5", "--rounds=1", "--seconds=0"]
+    arguments += ["--spinning=1"]
     command = [sys.executable, peers.__file__, *arguments, "--json", str(path)]
     subprocess.run(command, check=True)
     run = json.loads(path.read_text(encoding="utf-8"))
