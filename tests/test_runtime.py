@@ -158,8 +158,8 @@ def test_no_worker_is_lost():
 
 
 # Stops a thread of this process in the middle of whatever it does, as a debugger would, until `seen[DONE]` has grown by
-# three or 0.1 seconds have passed, `times` times. `seen[STUCK]` is how often it had to let go with less done, while
-# `seen[IN]` was set. The exit status is 9 where no thread may be stopped.
+# three or half a second has passed, `times` times; it lets go sooner where `seen[IN]` is not set. `seen[STUCK]` is how
+# often half a second had passed. The exit status is 9 where no thread may be stopped.
 FREEZER = """
 import ctypes, mmap, random
 
@@ -179,13 +179,14 @@ def freeze(thread, schedstat, times):
         time.sleep(random.random() / 1000)
         ptrace(INTERRUPT, thread)
         os.waitpid(thread, WALL)
-        had, end, inside = seen[DONE], time.monotonic() + 0.1, seen[IN]
-        while seen[DONE] < had + 3 and time.monotonic() < end:
-            inside &= seen[IN]
+        had, start, sooner = seen[DONE], time.monotonic(), False
+        while seen[DONE] < had + 3 and time.monotonic() < start + (0.002 if sooner else 0.5):
+            if not (sooner or seen[IN]):
+                start, sooner = time.monotonic(), True
             time.sleep(0)
         ran = int(schedstat.read_text().split()[0])
         if ran > before + 20000:  # nanoseconds: it has been at work since the last time
-            seen[STUCK] += inside and seen[DONE] < had + 3
+            seen[STUCK] += seen[DONE] < had + 3 and not sooner
             times -= 1
         before = ran
         ptrace(CONTINUE, thread)
