@@ -118,9 +118,9 @@ def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int6
     if value.shape != (batch,):
         raise ValueError(f"lengths: expected shape ({batch},) as x has {batch} sequences, got {_shape(value.shape)}")
     found = value.astype(INT64, "C")
-    numbers = sorted(found.tolist())  # out of a cold cache a comparison of arrays takes ten times as long
-    if numbers and not 0 <= numbers[0] <= numbers[-1] <= steps:  # what wrapped around is negative
-        first = next(i for i, n in enumerate(found.tolist()) if not 0 <= n <= steps)
+    numbers = found.tolist()  # out of a cold cache a comparison of arrays takes ten times as long
+    if numbers and not 0 <= min(numbers) <= max(numbers) <= steps:  # what wrapped around is negative
+        first = next(i for i, n in enumerate(numbers) if not 0 <= n <= steps)
         raise ValueError(f"lengths: expected values from 0 to T = {steps}, got {value[first]} at index {first}")
     return found
 
