@@ -18,6 +18,7 @@
 #define ROWS_OF_2 6
 #endif
 #define MOST_ROWS 8
+#define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
 /* What stays the same over the tiles of one product. */
@@ -215,6 +216,9 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
 static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth;
+    /* one row takes two panels at a time, for enough chains; many panels out of L2 come faster in a single stream */
+    const int pairs = VECTOR_BYTES < 64 || p->last - p->first <= 4 * p->width ||
+                      (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
     ptrdiff_t v = p->first, panel = v ? v / p->width : 0, within = v - panel * p->width;
     while (v < p->last) {
         const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
@@ -223,7 +227,7 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         const ptrdiff_t together = p->width == 2 ? 4 : 2;
         g->w_step = full * LANES;
         g->w_panel = full * LANES * K;
-        if (p->rows == 1 && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
+        if (p->rows == 1 && pairs && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
             (!p->columns || (v + together * p->width) * LANES <= p->columns)) {
             const N(tile_fn) wide = p->width == 4   ? N(tile_1x4_two)
                                     : p->width == 3 ? N(tile_1x3_two)
@@ -347,15 +351,19 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     return 2. * 48 * LANES * (double)repeats;
 }
 
-/* Reads n elements (a multiple of 32 vectors): the bandwidth's probe. */
+/* Reads n elements (a multiple of 8 vectors): the bandwidth's probe. In order, and few at a time: where a compiler
+ * shuffles the loads, or has many of them in its loop, a prefetcher loses track, and L2 gives half of what it can. */
 static void N(read)(const void *from, ptrdiff_t n) {
-    N(vec) sum[12];
-    for (int i = 0; i < 12; i++) sum[i] = N(all)(0);
-    for (ptrdiff_t k = 0; k < n; k += 32 * LANES)
-#pragma GCC unroll 32
-        for (int i = 0; i < 32; i++) sum[i % 12] += N(load)((const REAL *)from + k + i * LANES);
+    N(vec) sum[8];
+    for (int i = 0; i < 8; i++) sum[i] = N(all)(0);
+    for (ptrdiff_t k = 0; k < n; k += 8 * LANES)
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            sum[i] += N(load)((const REAL *)from + k + i * LANES);
+            __asm__ volatile("" ::: "memory");
+        }
     N(vec) total = N(all)(0);
-    for (int i = 0; i < 12; i++) total += sum[i];
+    for (int i = 0; i < 8; i++) total += sum[i];
     volatile REAL keep = total[0];
     (void)keep;
 }
@@ -365,6 +373,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef ROWS_OF_2
 #undef MOST_ROWS
 #undef DEEP
+#undef NEAR
 #undef TILE
 #undef TILES_OF
 #undef TILES_OF_4

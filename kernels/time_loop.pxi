@@ -23,7 +23,8 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
     elif streams:
-        span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
+        span = 2 if m.gated else 2 * PANEL                      # one row takes two panels at a time
+        span *= max(1, SERPENT // (span * unit_bytes))
     p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
     for _ in range(width if shared else 1):
         first = part(g.units, whose, width)
