@@ -16,6 +16,7 @@ cdef struct Step:
     int size                    # ranks that may come, the caller among them
     unsigned long epoch         # stages so far: of all that helpers read, written last
     int stage
+    bint backwards              # every other step goes through the blocks the other way: what is still in cache first
     char *x                     # [B][x_b bytes], a copy: the caller's array may be gone before its last reader
     Py_ssize_t x_b
     char *gates                 # [B] gate rows, which the first of two stages leaves to the second
@@ -62,7 +63,15 @@ cdef Block block_of(Step *t, Py_ssize_t which, int rank) noexcept nogil:
     return b
 
 
-cdef void make_block(Step *t, Block *b, int rank, int stage, char *h0) noexcept nogil:
+cdef Py_ssize_t block_at(Step *t, int rank, bint backwards, Py_ssize_t turn) noexcept nogil:
+    """The block that a rank asks for in its turn: from its own share on to all the others."""
+    cdef Py_ssize_t which = part(t.blocks, rank, t.size) + turn
+    if backwards:
+        which = part(t.blocks, rank + 1, t.size) - 1 - turn
+    return which - t.blocks if which >= t.blocks else which + t.blocks if which < 0 else which
+
+
+cdef void make_block(Step *t, Block *b, int rank, int stage, bint backwards, char *h0) noexcept nogil:
     """gates = x W_ih + bias, gates += operand W_hh, then the pointwise part: a stage of the time loop for a block."""
     cdef Direction *d = &t.run.direction[0]
     cdef Layer *l = &d.layer
@@ -100,7 +109,7 @@ cdef void make_block(Step *t, Block *b, int rank, int stage, char *h0) noexcept 
                 memcpy(<char *>gates[i] + v * segment + b.at, left + v * state + b.at, b.bytes)
             a[i] = left + source * state
     aim(t, b, &p, &l.h[stage], &l.x if stage == 0 else &l.h[stage],
-        b.last if t.by_part or t.parts == 1 else b.first)
+        b.first if not t.by_part and t.parts > 1 else b.first - t.units if backwards else b.last)
     p.a = <const void **>(h_prev if source < 0 else a)
     p.out = gates
     p.out_offset = l.cell.h[stage].segment * t.stride
@@ -132,7 +141,7 @@ cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize
         p.out_panel = tiles.lanes
     p.prefetch = t.streams and b.rows >= FEW_ROWS
     each = then.width if then.gated else 1
-    if p.prefetch and unit * each < then.vectors:
+    if p.prefetch and 0 <= unit * each < then.vectors:
         p.next = then.data + unit * each * then.depth * tiles.lanes * tiles.itemsize
 
 
@@ -161,19 +170,20 @@ cdef void help(void *arg, int rank) noexcept nogil:
     cdef Step *t = <Step *>arg
     cdef unsigned long epoch = epoch_now(&t.epoch)              # before all else that changes from stage to stage
     cdef int stage = t.stage
+    cdef bint backwards = t.backwards
     cdef char *h0 = t.run.direction[0].h0
     cdef char *y = t.run.direction[0].y
-    cdef Py_ssize_t i, which = part(t.blocks, rank, t.size)
+    cdef Py_ssize_t i, which
     cdef Block b
     for i in range(t.blocks):
+        which = block_at(t, rank, backwards, i)
         if block_change(&t.block[which], epoch, BLOCK_FREE, BLOCK_HELD):
             b = block_of(t, which, rank)
-            make_block(t, &b, rank, stage, h0)
+            make_block(t, &b, rank, stage, backwards, h0)
             if not block_change(&t.block[which], epoch, BLOCK_HELD, BLOCK_KEPT):
                 return                                          # the caller has been waiting too long
             deliver(t, &b, stage, y)
             block_set(&t.block[which], epoch, BLOCK_DONE)
-        which = which + 1 if which + 1 < t.blocks else 0
 
 
 cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
@@ -187,7 +197,7 @@ cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
         b.pitch = l.stride * l.tiles.itemsize
         b.h = d.y + b.row * b.pitch
         b.c = d.c0 + b.row * b.pitch
-    make_block(t, &b, 0, t.stage, d.h0)
+    make_block(t, &b, 0, t.stage, t.backwards, d.h0)
     if not last:
         deliver(t, &b, t.stage, d.y)
     run.work += <double>b.rows * (b.last - b.first) * l.tiles.lanes * l.cell.gates * (l.H + l.inputs)
@@ -206,6 +216,7 @@ cdef void open_step(Step *t) noexcept nogil:
     run.outside = fp_flush_denormals()
     for i in range(d.B):
         memcpy(t.x + i * t.x_b, d.x + i * d.x_b, t.x_b)
+    t.backwards = not t.backwards
     for stage in range(d.layer.cell.stages):
         t.stage = stage
         open_stage(t, size)
@@ -217,15 +228,16 @@ cdef void open_step(Step *t) noexcept nogil:
 
 cdef void open_stage(Step *t, int size) noexcept nogil:
     cdef Run *run = t.run
-    cdef Py_ssize_t i, mine = 0
+    cdef Py_ssize_t i, which, mine = 0
     cdef double began = cpu_seconds() if size > 1 else 0, deadline = 0
     epoch_begin(&t.epoch)
     for i in range(t.blocks):
         block_set(&t.block[i], t.epoch, BLOCK_FREE)
     team_offer(size, help, t)
     for i in range(t.blocks):
-        if not run.interrupted and block_change(&t.block[i], t.epoch, BLOCK_FREE, BLOCK_DONE):
-            own_block(t, i)
+        which = block_at(t, 0, t.backwards, i)
+        if not run.interrupted and block_change(&t.block[which], t.epoch, BLOCK_FREE, BLOCK_DONE):
+            own_block(t, which)
             mine += 1
             team_offer(size, help, t)
     for i in range(t.blocks):                                   # what is not done by now is held, or nobody's any more
