@@ -23,52 +23,74 @@
 #endif
 #define TANH_FAR 40 /* e^-40 is below half an ulp of 1 in both dtypes */
 
-/* expm1(r) and 2^n of t; t within [-FAR, 0] or NaN. */
-INLINE N(vec) N(reduced_expm1)(N(vec) t, N(vec) *power) {
-    N(vec) shifted = N(fma)(t, N(all)(LOG2E), N(all)(ROUNDER));
-    N(vec) n = shifted - ROUNDER;
-    N(vec) r = N(fma)(n, N(all)(-LN2_LO), N(fma)(n, N(all)(-LN2_HI), t));
-    *power = (N(vec))(((N(bits))shifted << EXPONENT) + ((UINT)BIAS << EXPONENT));
+/* q's coefficients, highest power first. */
+static const REAL N(expm1_q)[] = {
 #if BITS == 32
-    N(vec) q = N(all)(1.9891031e-04f);
-    q = N(fma)(q, r, N(all)(1.3933686e-03f));
-    q = N(fma)(q, r, N(all)(8.3333109e-03f));
-    q = N(fma)(q, r, N(all)(4.1666465e-02f));
-    q = N(fma)(q, r, N(all)(1.6666667e-01f));
-    q = N(fma)(q, r, N(all)(.5f));
+    1.9891031e-04f, 1.3933686e-03f, 8.3333109e-03f, 4.1666465e-02f, 1.6666667e-01f, .5f,
 #else
-    N(vec) q = N(all)(2.0914717341716375952e-9);
-    q = N(fma)(q, r, N(all)(2.5105259538448493419e-8));
-    q = N(fma)(q, r, N(all)(2.7557273570102139673e-7));
-    q = N(fma)(q, r, N(all)(2.7557255297969644392e-6));
-    q = N(fma)(q, r, N(all)(2.4801587325605322782e-5));
-    q = N(fma)(q, r, N(all)(1.9841269874901259234e-4));
-    q = N(fma)(q, r, N(all)(1.3888888888883731828e-3));
-    q = N(fma)(q, r, N(all)(8.3333333333261120526e-3));
-    q = N(fma)(q, r, N(all)(4.1666666666666669767e-2));
-    q = N(fma)(q, r, N(all)(1.6666666666666671008e-1));
-    q = N(fma)(q, r, N(all)(.5));
+    2.0914717341716375952e-9,
+    2.5105259538448493419e-8,
+    2.7557273570102139673e-7,
+    2.7557255297969644392e-6,
+    2.4801587325605322782e-5,
+    1.9841269874901259234e-4,
+    1.3888888888883731828e-3,
+    8.3333333333261120526e-3,
+    4.1666666666666669767e-2,
+    1.6666666666666671008e-1,
+    .5,
 #endif
-    return N(fma)(r * r, q, r);
+};
+
+#define MOST_TOGETHER 4
+
+/* expm1(r) and 2^n of each t; t within [-FAR, 0] or NaN. */
+INLINE void N(reduced_expm1)(const int count, const N(vec) *t, N(vec) *p, N(vec) *power) {
+    N(vec) shifted[MOST_TOGETHER], n[MOST_TOGETHER], r[MOST_TOGETHER], q[MOST_TOGETHER];
+    EACH(0, count) shifted[i] = N(fma)(t[i], N(all)(LOG2E), N(all)(ROUNDER));
+    EACH(0, count) n[i] = shifted[i] - ROUNDER;
+    EACH(0, count) r[i] = N(fma)(n[i], N(all)(-LN2_HI), t[i]);
+    EACH(0, count) r[i] = N(fma)(n[i], N(all)(-LN2_LO), r[i]);
+    EACH(0, count) power[i] = (N(vec))(((N(bits))shifted[i] << EXPONENT) + ((UINT)BIAS << EXPONENT));
+    EACH(0, count) q[i] = N(all)(N(expm1_q)[0]);
+#pragma GCC unroll 10
+    for (int k = 1; k < (int)(sizeof N(expm1_q) / sizeof(REAL)); k++)
+        EACH(0, count) q[i] = N(fma)(q[i], r[i], N(all)(N(expm1_q)[k]));
+    EACH(0, count) p[i] = N(fma)(r[i] * r[i], q[i], r[i]);
 }
 
-/* sigmoid(x), with e = e^-|x|: 1 / (1 + e) for x >= 0, s = e / (1 + e) for x < 0, and e - e*s far left, where e is
- * known better than 1 + e is (2.1 ulp without). */
-INLINE N(vec) N(sigmoid)(N(vec) x) {
-    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0), negative = (N(bits))((N(signed))x >> (BITS - 1));
-    N(vec) power, p = N(reduced_expm1)(N(max)(N(all)(-FAR), (N(vec))((N(bits))x | sign_bit)), &power);
-    const N(vec) e = power * (1 + p);
-    const N(vec) s = (N(vec))((negative & (N(bits))e) | (~negative & (N(bits))N(all)(1))) / N(fma)(power, p, 1 + power);
-    const N(bits) left = (N(bits))(x < (REAL)-1);
-    return (N(vec))((left & (N(bits))N(fma)(-e, s, e)) | (~left & (N(bits))s));
-}
-
-/* tanh(x) = sign(x) * m / (1 + e), e = e^(-2|x|), m = 1 - e = -expm1(-2|x|): no cancellation near zero, exactly 1 far
+/* The first `sigmoids` of x become their sigmoid, the others of `count` their tanh, all step by step beside one another:
+ * one alone is a chain of twenty operations that wait for each other.
+ *
+ * sigmoid(x), with e = e^-|x|: 1 / (1 + e) for x >= 0, s = e / (1 + e) for x < 0, and e - e*s far left, where e is
+ * known better than 1 + e is (2.1 ulp without).
+ *
+ * tanh(x) = sign(x) * m / (1 + e), e = e^(-2|x|), m = 1 - e = -expm1(-2|x|): no cancellation near zero, exactly 1 far
  * out, odd bit for bit. m and 1 + e are each rounded once: as 2 - m the denominator would cost 0.5 ulp more. */
+INLINE void N(activate)(const int sigmoids, const int count, N(vec) *x) {
+    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0);
+    N(vec) t[MOST_TOGETHER], p[MOST_TOGETHER], power[MOST_TOGETHER];
+    N(vec) e[MOST_TOGETHER], over[MOST_TOGETHER], under[MOST_TOGETHER];
+    EACH(0, sigmoids) t[i] = N(max)(N(all)(-FAR), (N(vec))((N(bits))x[i] | sign_bit));
+    EACH(sigmoids, count) t[i] = N(max)(N(all)(-TANH_FAR), 2 * (N(vec))((N(bits))x[i] | sign_bit));
+    N(reduced_expm1)(count, t, p, power);
+    EACH(0, count) under[i] = N(fma)(power[i], p[i], 1 + power[i]);
+    EACH(0, sigmoids) e[i] = power[i] * (1 + p[i]);
+    EACH(0, sigmoids) over[i] = N(where)((N(bits))((N(signed))x[i] >> (BITS - 1)), e[i], N(all)(1));
+    EACH(sigmoids, count) over[i] = N(fma)(-power[i], p[i], 1 - power[i]);
+    EACH(0, count) over[i] /= under[i];
+    EACH(0, sigmoids) x[i] = N(where)((N(bits))(x[i] < (REAL)-1), N(fma)(-e[i], over[i], e[i]), over[i]);
+    EACH(sigmoids, count) x[i] = (N(vec))((N(bits))over[i] ^ ((N(bits))x[i] & sign_bit));
+}
+
+INLINE N(vec) N(sigmoid)(N(vec) x) {
+    N(activate)(1, 1, &x);
+    return x;
+}
+
 INLINE N(vec) N(tanh)(N(vec) x) {
-    const N(bits) sign_bit = (N(bits))N(all)(-(REAL)0), sign = (N(bits))x & sign_bit;
-    N(vec) power, p = N(reduced_expm1)(N(max)(N(all)(-TANH_FAR), 2 * (N(vec))((N(bits))x | sign_bit)), &power);
-    return (N(vec))((N(bits))(N(fma)(-power, p, 1 - power) / N(fma)(power, p, 1 + power)) ^ sign);
+    N(activate)(0, 1, &x);
+    return x;
 }
 
 static void N(sigmoid_array)(const void *x, void *y, ptrdiff_t n) {
@@ -89,3 +111,4 @@ static void N(tanh_array)(const void *x, void *y, ptrdiff_t n) {
 #undef BIAS
 #undef FAR
 #undef TANH_FAR
+#undef MOST_TOGETHER

@@ -112,10 +112,12 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
     cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
-    cdef double columns = <double>((units + width - 1) // width) * l.tiles.lanes * l.cell.gates
+    cdef double even = <double>units / width * l.tiles.lanes * l.cell.gates         # where panels are shared by rows too
+    cdef double columns = even if rows >= FEW_ROWS else (
+        <double>((units + width - 1) // width) * l.tiles.lanes * l.cell.gates)
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
-    cdef double arithmetic = rows * columns * (l.H + l.inputs) * size / 4 / RATE_FMA
+    cdef double arithmetic = rows * (columns * l.H + (even if d.steps > 1 else columns) * l.inputs) * size / 4 / RATE_FMA
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
     return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
@@ -202,6 +204,8 @@ cdef class Frame:
             g.every = per
             g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
             g.most = (g.units + run.width - 1) // run.width
+            g.even = g.units // run.width * run.width
+            g.even_panels = g.units if run.width == 1 else g.units // (PANEL * run.width) * PANEL * run.width
             g.lines = <barrier_line *>(base + at)
             at += run.width * sizeof(barrier_line)
         run.scratch = base + at

@@ -5,23 +5,28 @@
  *   both              h = (1 - z) * n + z * h_prev
  */
 
-static void N(gru_forward)(const pointwise_t *p) {
+INLINE void N(gru_forward_rows)(const pointwise_t *p, const int rows, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t j = 0; j < p->rows; j++)
-        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) r = N(sigmoid)(N(load)(gate + S));                            /* G3 */
-            const N(vec) z = N(sigmoid)(N(load)(gate + 2 * S));                        /* G4 */
-            const N(vec) n = N(tanh)(N(fma)(r, N(load)(gate + 3 * S), N(load)(gate))); /* G5 */
-            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
-            N(store_upto)((REAL *)p->h[j] + u, N(fma)(z, h_prev, (1 - z) * n), p->last - u); /* G6 */
-            if (p->training) {
-                N(store)(gate, n);
-                N(store)(gate + S, r);
-                N(store)(gate + 2 * S, z);
-            }
+    REAL *gate[2];
+    N(vec) a[4], n[2];
+    EACH(0, rows) gate[i] = (REAL *)p->gates[j + i] + u;
+    EACH(0, rows) a[i] = N(load)(gate[i] + S);
+    EACH(0, rows) a[rows + i] = N(load)(gate[i] + 2 * S);
+    N(activate)(2 * rows, 2 * rows, a); /* G3, G4 */
+    EACH(0, rows) n[i] = N(fma)(a[i], N(load)(gate[i] + 3 * S), N(load)(gate[i]));
+    N(activate)(0, rows, n); /* G5 */
+    EACH(0, rows) {
+        const N(vec) r = a[i], z = a[rows + i];
+        const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j + i] + u, p->last - u);
+        N(store_upto)((REAL *)p->h[j + i] + u, N(fma)(z, h_prev, (1 - z) * n[i]), p->last - u); /* G6 */
+        if (p->training) {
+            N(store)(gate[i], n[i]);
+            N(store)(gate[i] + S, r);
+            N(store)(gate[i] + 2 * S, z);
         }
+    }
 }
+TWO_ROWS(gru_forward)
 
 static void N(gru_backward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
@@ -47,10 +52,11 @@ static void N(gru_before_forward_0)(const pointwise_t *p) {
     for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
             REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) r = N(sigmoid)(N(load)(gate + S)); /* C3 */
-            N(store)(gate + S, r);
-            N(store)(gate + 2 * S, N(sigmoid)(N(load)(gate + 2 * S)));                             /* C6 */
-            N(store)(gate + 3 * S, r * N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u)); /* C4 */
+            N(vec) a[2] = {N(load)(gate + S), N(load)(gate + 2 * S)};
+            N(activate)(2, 2, a); /* C3, C6 */
+            N(store)(gate + S, a[0]);
+            N(store)(gate + 2 * S, a[1]);
+            N(store)(gate + 3 * S, a[0] * N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u)); /* C4 */
         }
 }
 

@@ -8,10 +8,9 @@ static void N(lstm_forward)(const pointwise_t *p) {
     for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
             REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) i = N(sigmoid)(N(load)(gate));                                 /* L3 */
-            const N(vec) f = N(sigmoid)(N(load)(gate + S));                             /* L4 */
-            const N(vec) g = N(tanh)(N(load)(gate + 2 * S));                            /* L5 */
-            const N(vec) o = N(sigmoid)(N(load)(gate + 3 * S));                         /* L6 */
+            N(vec) a[4] = {N(load)(gate), N(load)(gate + S), N(load)(gate + 3 * S), N(load)(gate + 2 * S)};
+            N(activate)(3, 4, a); /* L3, L4, L6, L5 */
+            const N(vec) i = a[0], f = a[1], o = a[2], g = a[3];
             const N(vec) c = N(fma)(f, N(load)((const REAL *)p->c_prev[j] + u), i * g); /* L7 */
             N(store)((REAL *)p->c[j] + u, c);
             const N(vec) k = N(tanh)(c);                            /* L8 */

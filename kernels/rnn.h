@@ -2,17 +2,22 @@
  * Gate row: [p], p = a + s going in and dp = da = ds at last; in between h itself, in y, is the tape.
  */
 
-#define RNN_FORWARD(NAME, F)                                                                                           \
-    static void N(NAME)(const pointwise_t *p) {                                                                        \
-        for (ptrdiff_t j = 0; j < p->rows; j++)                                                                        \
-            for (ptrdiff_t u = p->first; u < p->last; u += LANES) {                                                    \
-                const N(vec) a_s = N(load)((REAL *)p->gates[j] + u);                                                   \
-                N(store_upto)((REAL *)p->h[j] + u, F, p->last - u); /* R3 */                                           \
-            }                                                                                                          \
-    }
-RNN_FORWARD(rnn_tanh_forward, N(tanh)(a_s)) /* A2 */
-RNN_FORWARD(rnn_relu_forward,
-            (N(vec))((N(bits))a_s & ~(N(bits))(a_s <= 0))) /* A3: a NaN stays, -0 becomes 0 everywhere */
+INLINE void N(rnn_tanh_forward_rows)(const pointwise_t *p, const int rows, ptrdiff_t j, ptrdiff_t u) {
+    N(vec) h[2];
+    EACH(0, rows) h[i] = N(load)((REAL *)p->gates[j + i] + u);
+    N(activate)(0, rows, h);                                                 /* A2 */
+    EACH(0, rows) N(store_upto)((REAL *)p->h[j + i] + u, h[i], p->last - u); /* R3 */
+}
+TWO_ROWS(rnn_tanh_forward)
+
+static void N(rnn_relu_forward)(const pointwise_t *p) {
+    for (ptrdiff_t j = 0; j < p->rows; j++)
+        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
+            const N(vec) a_s = N(load)((REAL *)p->gates[j] + u);
+            const N(vec) h = (N(vec))((N(bits))a_s & ~(N(bits))(a_s <= 0)); /* A3: a NaN stays, -0 becomes 0 */
+            N(store_upto)((REAL *)p->h[j] + u, h, p->last - u);             /* R3 */
+        }
+}
 
 /* R3' with the slope written in h */
 #define RNN_BACKWARD(NAME, DP)                                                                                         \
@@ -29,5 +34,4 @@ RNN_FORWARD(rnn_relu_forward,
 RNN_BACKWARD(rnn_tanh_backward, dh * (1 - h * h))                           /* A2' */
 RNN_BACKWARD(rnn_relu_backward, (N(vec))((N(bits))dh & ~(N(bits))(h <= 0))) /* A3': a NaN lets its gradient pass */
 
-#undef RNN_FORWARD
 #undef RNN_BACKWARD

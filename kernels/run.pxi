@@ -96,6 +96,7 @@ cdef struct Group:
     Direction *direction
     Py_ssize_t first, every
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
+    Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
     barrier_line *lines
     int stop[2]                 # by parity of the epoch: agreed by the leader before a barrier, read after it

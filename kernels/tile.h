@@ -217,8 +217,8 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth;
     /* one row takes two panels at a time, for enough chains; many panels out of L2 come faster in a single stream */
-    const int pairs = VECTOR_BYTES < 64 || p->last - p->first <= 4 * p->width ||
-                      (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
+    const int pairs =
+        VECTOR_BYTES < 64 || p->last - p->first <= 4 * p->width || (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
     ptrdiff_t v = p->first, panel = v ? v / p->width : 0, within = v - panel * p->width;
     while (v < p->last) {
         const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;

@@ -6,14 +6,14 @@ from tiles cimport pointwise_fn, pointwise_t
 cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
                 bint shared, bint backwards) noexcept nogil:
     """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
-    one CPU is often slower than its neighbour. Serpentine: `backwards` on every other step, so that what is still in
-    cache is used first."""
+    one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Serpentine:
+    `backwards` on every other step, so that what is still in cache is used first."""
     cdef Group *g = k.group
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
     cdef int width = k.run.width, whose = k.seat, _
-    cdef Py_ssize_t span = g.most
+    cdef Py_ssize_t span = g.most, whole = g.units
     cdef Py_ssize_t first, last, origin, blocks, turn, a, b
     cdef Py_ssize_t rows = max(p.rows, q.rows)
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
@@ -22,13 +22,16 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
     if rows >= FEW_ROWS:
         span = 1 if m.gated else PANEL
+        whole = g.even if m.gated else g.even_panels
     elif streams:
         span = 2 if m.gated else 2 * PANEL                      # one row takes two panels at a time
         span *= max(1, SERPENT // (span * unit_bytes))
     p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
+    if whole < g.units:
+        part_of_rows(k, p, q, f, whole, each, part(rows, whose, width), part(rows, whose + 1, width))
     for _ in range(width if shared else 1):
-        first = part(g.units, whose, width)
-        last = part(g.units, whose + 1, width)
+        first = part(whole, whose, width)
+        last = part(whole, whose + 1, width)
         origin = first
         blocks = 1
         if span < last - first:
@@ -54,6 +57,39 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
                 f(q)
             account(k, work * (b - a))
         whose = whose + 1 if whose + 1 < width else 0
+
+
+cdef void part_of_rows(Worker *k, const product_t *all_rows, const pointwise_t *pointwise, pointwise_fn f,
+                       Py_ssize_t unit, Py_ssize_t each, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """All units from `unit` on, of rows [row, end)."""
+    cdef Layer *l = &k.group.direction.layer
+    cdef product_t p = all_rows[0]
+    cdef pointwise_t q
+    p.rows = max(0, min(p.rows, end) - row)
+    p.a += row
+    p.out += row
+    p.first = unit * each
+    p.last = k.group.units * each
+    p.next = NULL
+    l.tiles.product(&p)
+    account(k, <double>p.rows * p.segments * p.depth * l.tiles.lanes * (p.last - p.first))
+    if pointwise.rows == 0:
+        return
+    q = pointwise[0]
+    q.rows = max(0, min(q.rows, end) - row)
+    q.first = unit * l.tiles.lanes
+    q.last = l.H
+    q.gates += row
+    q.h_prev += row
+    q.h += row
+    q.c_prev += row
+    q.c += row
+    q.dh += row
+    q.dc += row
+    q.drh += row
+    if q.dy != NULL:
+        q.dy += row
+    f(&q)
 
 
 cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noexcept nogil:
@@ -124,7 +160,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
     cdef int t
-    cdef bint back = run.backward, shared
+    cdef bint back = run.backward, shared, uneven
     cdef product_t p[2]
     cdef pointwise_t q
     k.group = g
@@ -159,6 +195,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         s = d.steps - 1 - turn if back else turn
         n = group_rows(g, d.active[s])
         m = n
+        uneven = g.even < g.units or g.even_panels < g.units    # then a step's shares are not those of its projection
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
             m = group_rows(g, d.active[s + 1]) if turn else 0
@@ -168,7 +205,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 chunk_rows += group_rows(g, d.active[chunk_end])
                 chunk_end += 1
             project(k, s, chunk_end, shared)
-            if shared and barrier(k):
+            if (shared or uneven) and barrier(k):
                 return True
             at = 0
 

@@ -27,6 +27,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
+#ifndef EACH
+#define EACH(first, end) _Pragma("GCC unroll 4") for (int i = first; i < end; i++) /* of a few vectors, in registers */
+#endif
+
 typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
 typedef REAL N(vec_any) __attribute__((vector_size(VECTOR_BYTES), aligned(BITS / 8), may_alias));
 typedef UINT N(bits) __attribute__((vector_size(VECTOR_BYTES)));
@@ -35,6 +39,10 @@ typedef INT N(signed) __attribute__((vector_size(VECTOR_BYTES)));
 INLINE N(vec) N(load)(const REAL *p) { return *(const N(vec_any) *)p; }
 INLINE void N(store)(REAL *p, N(vec) x) { *(N(vec_any) *)p = x; }
 INLINE N(vec) N(all)(REAL x) { return x - (N(vec)){0}; }
+
+INLINE N(vec) N(where)(N(bits) mask, N(vec) a, N(vec) b) {
+    return (N(vec))((mask & (N(bits))a) | (~mask & (N(bits))b));
+}
 
 /* fma(a, b, c) = a*b + c rounded once; max(a, b) is NaN when b is (a never is where it is used). */
 #if defined(ISA_AVX512) && BITS == 32
@@ -96,8 +104,7 @@ INLINE vec_f64 fma_f64(vec_f64 a, vec_f64 b, vec_f64 c) {
 INLINE vec_f64 max_f64(vec_f64 a, vec_f64 b) { return (vec_f64)vmaxq_f64((float64x2_t)a, (float64x2_t)b); }
 #else /* baseline: the language alone; a product and a sum, rounded twice */
 INLINE N(vec) N(fma)(N(vec) a, N(vec) b, N(vec) c) { return a * b + c; }
-INLINE N(vec) N(pick)(N(bits) mask, N(vec) a, N(vec) b) { return (N(vec))((mask & (N(bits))a) | (~mask & (N(bits))b)); }
-INLINE N(vec) N(max)(N(vec) a, N(vec) b) { return N(pick)((N(bits))(a > b), a, b); }
+INLINE N(vec) N(max)(N(vec) a, N(vec) b) { return N(where)((N(bits))(a > b), a, b); }
 #endif
 INLINE N(vec) N(load_part)(const REAL *p, ptrdiff_t n) {
     N(vec) x = {0};
