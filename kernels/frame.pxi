@@ -202,6 +202,10 @@ cdef class Frame:
             g.direction = &run.direction[i // per]
             g.first = i % per
             g.every = per
+            d = g.direction
+            if d.offset[d.steps] == d.T * d.B:
+                g.begin = part(d.B, i % per, per)
+                g.rows = part(d.B, i % per + 1, per) - g.begin
             g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
             g.most = (g.units + run.width - 1) // run.width
             g.even = g.units // run.width * run.width

@@ -92,9 +92,10 @@ cdef struct Direction:
 
 
 cdef struct Group:
-    # A row of every so many of the batch, all steps of one direction, shared by `width` threads.
+    # Rows of the batch, all steps of one direction, shared by `width` threads.
     Direction *direction
-    Py_ssize_t first, every
+    Py_ssize_t rows, begin      # neighbours, where all sequences are of one length, ...
+    Py_ssize_t first, every     # ... and else (rows = 0) one of every so many
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
@@ -189,6 +190,8 @@ cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
     cdef Py_ssize_t full
+    if g.rows:
+        return g.rows
     if g.every == 1:
         return active
     full = active // g.every
@@ -197,6 +200,8 @@ cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
 
 cdef inline Py_ssize_t row_of(Group *g, Py_ssize_t i) noexcept nogil:
     """The group's row i, in plan order: there and back, so that no group has the longer sequence every time."""
+    if g.rows:
+        return g.begin + i
     return i * g.every + (g.every - 1 - g.first if i & 1 else g.first)
 
 
