@@ -38,6 +38,7 @@ cdef enum:
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
+    NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 3              # blocks of memory kept for the next call, ...
     SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...

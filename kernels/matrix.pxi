@@ -9,6 +9,7 @@ cdef struct Matrix:
     Py_ssize_t width        # vectors in a full panel
     Py_ssize_t vectors
     Py_ssize_t columns
+    Py_ssize_t narrow       # lanes of each gate in the last panel, where they lie side by side; 0: they do not
     Py_ssize_t gate_rows    # by rows: the source's rows are taken gate by gate, this many each
     bint gated
     bint transposed
@@ -20,11 +21,15 @@ cdef struct Matrix:
 cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lanes) noexcept:
     """Gate columns of W (G*H, K) transposed: gated panels, or linear ones of a single gate."""
     cdef Matrix m
+    cdef Py_ssize_t rest = H % lanes
     memset(&m, 0, sizeof(m))
     m.depth = K
     m.gated = s.gates > 1
     m.width = s.gates if m.gated else PANEL
     m.vectors = (H + lanes - 1) // lanes * s.gates
+    if m.gated and K >= NARROW_DEPTH and 0 < rest <= lanes // 2:
+        m.narrow = lanes // 4 if rest <= lanes // 4 else lanes // 2
+        m.vectors = H // lanes * s.gates + (s.gates * m.narrow + lanes - 1) // lanes
     m.columns = H
     m.transposed = True
     memcpy(m.gate, s.gate, sizeof(m.gate))
@@ -61,6 +66,7 @@ cdef void pack_matrix(Matrix *m, const tiles_t *tiles, int rank, int size, const
     p.last = m.vectors * (rank + 1) // size
     p.columns = m.columns
     p.gated = m.gated
+    p.narrow = m.narrow
     memcpy(p.gate, m.gate, sizeof(p.gate))
     p.w = m.w
     p.ld = m.ld

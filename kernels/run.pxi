@@ -257,6 +257,7 @@ cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
     p.width = m.width
     p.vectors = m.vectors
     p.last = m.vectors
+    p.narrow = m.narrow
     p.depth = m.depth
     p.segments = 1
     p.a_step = 1

@@ -135,7 +135,7 @@ cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize
     take(p, m, tiles)
     p.rows = b.rows
     p.first = b.first * each
-    p.last = b.last * each
+    p.last = min(b.last * each, m.vectors)
     if m.gated:
         p.out_step = t.stride
         p.out_panel = tiles.lanes

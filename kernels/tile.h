@@ -18,6 +18,7 @@
 #define ROWS_OF_2 6
 #endif
 #define MOST_ROWS 8
+#define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
@@ -212,6 +213,32 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
     }
 }
 
+/* All rows of a narrow panel, `vectors` wide, by way of rows in which the gates lie side by side too. */
+static void N(narrow_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t vectors,
+                            ptrdiff_t out_offset) {
+    REAL row[MOST_ROWS][WIDEST_NARROW * LANES] __attribute__((aligned(64)));
+    REAL *to[MOST_ROWS];
+    N(walk) here = *g;
+    here.out_step = LANES;
+    here.accumulate = 1;
+    for (ptrdiff_t r0 = 0, rows; r0 < p->rows; r0 += rows) {
+        REAL *const *const out = (REAL *const *)p->out + r0;
+        rows = p->rows - r0 < N(most_rows)[vectors] ? p->rows - r0 : N(most_rows)[vectors];
+        memset(row, 0, sizeof row);
+        for (ptrdiff_t r = 0; r < rows; r++) {
+            const REAL *const from = g->accumulate ? out[r] : g->init;
+            to[r] = row[r];
+            for (ptrdiff_t v = 0; from && v < p->width; v++)
+                N(store_part)(row[r] + v * p->narrow, N(load_part)(from + out_offset + v * g->out_step, p->narrow),
+                              p->narrow);
+        }
+        N(tiles_by_shape)[0][vectors][rows](&here, (const REAL *const *)p->a + r0, a_offset, w, to, 0, NULL);
+        for (ptrdiff_t r = 0; r < rows; r++)
+            for (ptrdiff_t v = 0; v < p->width; v++)
+                N(store)(out[r] + out_offset + v * g->out_step, N(load_part)(row[r] + v * p->narrow, p->narrow));
+    }
+}
+
 /* Vectors [first, last) of one K block. */
 static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
     const REAL *const w = (const REAL *)p->w;
@@ -227,6 +254,10 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         const ptrdiff_t together = p->width == 2 ? 4 : 2;
         g->w_step = full * LANES;
         g->w_panel = full * LANES * K;
+        if (p->narrow && full < p->width) {
+            N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
+            return;
+        }
         if (p->rows == 1 && pairs && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
             (!p->columns || (v + together * p->width) * LANES <= p->columns)) {
             const N(tile_fn) wide = p->width == 4   ? N(tile_1x4_two)
@@ -290,6 +321,16 @@ static void N(pack_transposed)(const pack_t *p) {
         const ptrdiff_t panel = v / p->width, within = v % p->width;
         const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
         const ptrdiff_t column = (p->gated ? panel : v) * LANES;
+        if (p->narrow && full < p->width) {
+            REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
+            for (ptrdiff_t l = 0; l < LANES; l++) {
+                const ptrdiff_t g = (within * LANES + l) / p->narrow, unit = column + (within * LANES + l) % p->narrow;
+                const int valid = g < p->width && unit < p->columns;
+                const REAL *from = (const REAL *)p->w + (valid ? (p->gate[g] * p->columns + unit) * p->ld : 0);
+                for (ptrdiff_t k = 0; k < p->depth; k++) to[k * full * LANES + l] = valid ? from[k] : 0;
+            }
+            continue;
+        }
         const ptrdiff_t lanes = p->columns - column < LANES ? p->columns - column : LANES;
         const REAL *from = (const REAL *)p->w + ((p->gated ? p->gate[within] * p->columns : 0) + column) * p->ld;
         REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
@@ -372,6 +413,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef ROWS_OF_3
 #undef ROWS_OF_2
 #undef MOST_ROWS
+#undef WIDEST_NARROW
 #undef DEEP
 #undef NEAR
 #undef TILE

@@ -6,6 +6,8 @@
  *
  * Matrices are packed into PANELS: `width` vectors side by side, `[K][width][L]`, contiguous.
  *   gated   panels hold L hidden units, vector v of a panel being gate v      (LSTM 4, GRU 3, ...)
+ *           the last panel, where half of the lanes or fewer are units, may be narrow: all gates side by side in as few
+ *           vectors as hold them, `narrow` lanes each
  *   linear  panels hold PANEL*L neighbouring columns, the last panel may be narrower
  * Gate rows of one (step, sequence) are `[segments][stride]`, stride >= H a multiple of 64 bytes; see README.md.
  */
@@ -36,6 +38,7 @@ typedef struct {
     ptrdiff_t out_panel;   /* from a panel to the next one, in an out row */
     ptrdiff_t out_step;    /* from a vector to the next one within a panel */
     ptrdiff_t columns;     /* linear only: valid columns of an unpadded out row; 0: rows are padded */
+    ptrdiff_t narrow;      /* gated only: lanes of a gate in the last panel; 0: L. Then it is computed as a whole */
     const void *init;      /* start from this row, laid out like an out row (offset included) ... */
     int accumulate;        /* ... or from out itself (1), or from zero (0, init NULL) */
     int prefetch;          /* the matrix does not fit L2: fetch the next panel while this one works, at last ... */
@@ -69,7 +72,8 @@ typedef struct {
     const void *w;     /* transposed: column c of gate g at w + (gate[g]*columns + c)*ld, k contiguous */
     ptrdiff_t ld;
     const void *const *row; /* by rows: row k at row[k], columns contiguous */
-    int gated;              /* transposed: vector v of a panel is gate v */
+    int gated;              /* transposed: vector v of a panel is gate v ... */
+    ptrdiff_t narrow;       /* ... but in the last panel, lanes of each gate side by side; 0: none such */
     int gate[4];            /* which block of rows of w each gate is */
 } pack_t;
 

@@ -17,7 +17,7 @@ cdef extern from "tiles.h" nogil:
         const void *w
         Py_ssize_t width, vectors, first, last
         void **out
-        Py_ssize_t out_offset, out_panel, out_step, columns
+        Py_ssize_t out_offset, out_panel, out_step, columns, narrow
         const void *init
         int accumulate, prefetch
         const void *next
@@ -44,6 +44,7 @@ cdef extern from "tiles.h" nogil:
         Py_ssize_t ld
         const void **row
         int gated
+        Py_ssize_t narrow
         int gate[4]
 
     ctypedef struct tiles_t:

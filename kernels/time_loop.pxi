@@ -46,7 +46,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
             b = min(a + span, last)
             a = max(a, first)
             p.first = a * each
-            p.last = b * each
+            p.last = min(b * each, m.vectors)
             p.next = NULL
             if p.prefetch and turn + 1 < blocks:
                 p.next = data + (a - span if backwards else b) * unit_bytes
@@ -69,7 +69,7 @@ cdef void part_of_rows(Worker *k, const product_t *all_rows, const pointwise_t *
     p.a += row
     p.out += row
     p.first = unit * each
-    p.last = k.group.units * each
+    p.last = p.vectors
     p.next = NULL
     l.tiles.product(&p)
     account(k, <double>p.rows * p.segments * p.depth * l.tiles.lanes * (p.last - p.first))

@@ -107,13 +107,18 @@ static void same(const void *got, const void *want, ptrdiff_t n) {
 static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t depth) {
     const void *a[32];
     void *out[32], *want[32];
-    const ptrdiff_t vectors = gated ? width * any(1, 5) : any(1, 11);
+    const ptrdiff_t narrow = gated && width > 1 && any(0, 1) ? L / (L > 2 ? any(1, 2) * 2 : 2) : 0;
+    const ptrdiff_t tail = (width * narrow + L - 1) / L, whole = gated ? width * any(narrow ? 0 : 1, 5) : any(1, 11);
+    const ptrdiff_t vectors = whole + tail;
     product_t p = {.rows = rows, .depth = depth, .width = width, .vectors = vectors, .a = a, .out = out};
     p.segments = any(0, 3) ? 1 : any(2, 3);
     p.a_step = any(0, 3) ? 1 : 6;
     p.a_segment = depth * p.a_step + any(0, 5);
     p.first = any(0, 3) ? 0 : any(0, vectors);
     p.last = any(0, 3) ? vectors : any(p.first, vectors);
+    p.narrow = narrow;
+    if (p.first > whole) p.first = whole;
+    if (p.last > whole) p.last = vectors;
     const ptrdiff_t stride = rounded(rounded(vectors, width) / width * L, 64 / tiles->itemsize);
     p.out_step = gated ? stride : L;
     p.out_panel = gated ? L : width * L;
@@ -122,9 +127,10 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     p.accumulate = any(0, 2) == 0;
     p.prefetch = (int)any(0, 1);
     const ptrdiff_t K = p.segments * depth;
-    TRY("product %s width=%td rows=%td depth=%td segments=%td a_step=%td vectors=%td [%td, %td) columns=%td %s",
+    TRY("product %s width=%td rows=%td depth=%td segments=%td a_step=%td vectors=%td [%td, %td) columns=%td narrow=%td "
+        "%s",
         gated ? "gated" : "linear", width, rows, depth, p.segments, p.a_step, vectors, p.first, p.last, p.columns,
-        p.accumulate ? "accumulate" : "");
+        p.narrow, p.accumulate ? "accumulate" : "");
 
     const ptrdiff_t a_length = (p.segments - 1) * p.a_segment + (depth - 1) * p.a_step + 1, a_pitch = a_length + 2;
     const ptrdiff_t length = p.out_offset + (gated ? width * stride : p.columns ? p.columns : vectors * L);
@@ -144,8 +150,10 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
         for (ptrdiff_t l = 0; l < L && (!p.columns || v * L + l < p.columns); l++) {
             const ptrdiff_t panel = v / width, within = v % width;
             const ptrdiff_t full = vectors - panel * width < width ? vectors - panel * width : width;
-            const ptrdiff_t at = p.out_offset + panel * p.out_panel + within * p.out_step + l;
-            for (ptrdiff_t r = 0; r < rows; r++) {
+            const ptrdiff_t lane = v < whole ? l : (within * L + l) % narrow;
+            const ptrdiff_t gate = v < whole ? within : (within * L + l) / narrow;
+            const ptrdiff_t at = p.out_offset + panel * p.out_panel + gate * p.out_step + lane;
+            for (ptrdiff_t r = 0; r < rows && gate < width; r++) {
                 double sum = p.accumulate ? get(want[r], at) : p.init ? get(p.init, at) : 0;
                 ptrdiff_t from = panel * width * K * L + within * L + l;
                 for (ptrdiff_t s = 0; s < p.segments; s++)
@@ -154,6 +162,10 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
                 put(want[r], at, sum);
             }
         }
+    for (ptrdiff_t g = 0; p.last > whole && p.first <= whole && g < width && narrow; g++) /* whole vectors are stored */
+        for (ptrdiff_t r = 0; r < rows; r++)
+            for (ptrdiff_t l = narrow; l < L; l++)
+                put(want[r], p.out_offset + whole / width * p.out_panel + g * p.out_step + l, 0);
     tiles->product(&p);
     same(to, model, total);
 }
@@ -180,9 +192,13 @@ static void check_packing(void) {
     for (int n = 0; n < 2000; n++) {
         const int by_rows = (int)any(0, 1), gated = !by_rows && any(0, 1);
         const ptrdiff_t width = gated ? any(1, 4) : PANEL, columns = any(1, 70);
-        const ptrdiff_t vectors = (columns + L - 1) / L * (gated ? width : 1);
+        const ptrdiff_t rest = columns % L, half = rest && 2 * rest <= L ? L / 2 : 0;
+        const ptrdiff_t narrow = gated && width > 1 && any(0, 1) ? 4 * rest <= L ? half / 2 : half : 0;
+        const ptrdiff_t whole = (columns + (narrow ? 0 : L - 1)) / L * (gated ? width : 1);
+        const ptrdiff_t vectors = whole + (width * narrow + L - 1) / L * (narrow > 0);
         const void *row[70];
         pack_t p = {.depth = any(1, 70), .width = width, .vectors = vectors, .columns = columns, .gated = gated};
+        p.narrow = narrow;
         p.first = any(0, 2) ? 0 : any(0, vectors);
         p.last = any(0, 2) ? vectors : any(p.first, vectors);
         TRY("pack_%s %s width=%td depth=%td columns=%td vectors=%td [%td, %td)", by_rows ? "rows" : "transposed",
@@ -202,7 +218,10 @@ static void check_packing(void) {
                 for (ptrdiff_t l = 0; l < L; l++) {
                     const ptrdiff_t panel = v / width, within = v % width;
                     const ptrdiff_t full = vectors - panel * width < width ? vectors - panel * width : width;
-                    const ptrdiff_t column = (gated ? panel : v) * L + l, block = gated ? p.gate[within] * columns : 0;
+                    const ptrdiff_t lane = v < whole ? l : (within * L + l) % narrow;
+                    const ptrdiff_t gate = v < whole ? within : (within * L + l) / narrow;
+                    const ptrdiff_t block = gated && gate < width ? p.gate[gate] * columns : 0;
+                    const ptrdiff_t column = gate < width ? (gated ? panel : v) * L + lane : columns;
                     const ptrdiff_t from = by_rows ? k * p.ld + column : (block + column) * p.ld + k;
                     put(model, (panel * width * p.depth + k * full + within) * L + l,
                         column < columns ? get(p.w, from) : 0);
