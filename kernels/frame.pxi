@@ -112,12 +112,12 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
     cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
-    cdef double even = <double>units / width * l.tiles.lanes * l.cell.gates         # where panels are shared by rows too
-    cdef double columns = even if rows >= FEW_ROWS else (
-        <double>((units + width - 1) // width) * l.tiles.lanes * l.cell.gates)
+    cdef double panel = l.tiles.lanes * l.cell.gates, even = units * panel / width  # panels are shared by rows too, ...
+    cdef double columns = even if rows >= FEW_ROWS else (units + width - 1) // width * panel     # ... where rows are many
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
-    cdef double arithmetic = rows * (columns * l.H + (even if d.steps > 1 else columns) * l.inputs) * size / 4 / RATE_FMA
+    cdef double of_x = (even if d.steps > 1 else columns) * l.inputs
+    cdef double arithmetic = rows * (columns * l.H + of_x) * size / 4 / RATE_FMA
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
     return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
