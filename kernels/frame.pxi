@@ -113,7 +113,7 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double size = l.tiles.itemsize
     cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
     cdef double panel = l.tiles.lanes * l.cell.gates, even = units * panel / width  # panels are shared by rows too, ...
-    cdef double columns = even if rows >= FEW_ROWS else (units + width - 1) // width * panel     # ... where rows are many
+    cdef double columns = even if rows >= FEW_ROWS else (units + width - 1) // width * panel  # ... where rows are many
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
     cdef double of_x = (even if d.steps > 1 else columns) * l.inputs
