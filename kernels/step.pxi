@@ -63,12 +63,16 @@ cdef Block block_of(Step *t, Py_ssize_t which, int rank) noexcept nogil:
     return b
 
 
-cdef Py_ssize_t block_at(Step *t, int rank, bint backwards, Py_ssize_t turn) noexcept nogil:
-    """The block that a rank asks for in its turn: from its own share on to all the others."""
-    cdef Py_ssize_t which = part(t.blocks, rank, t.size) + turn
+cdef Py_ssize_t first_block(Step *t, int rank, bint backwards) noexcept nogil:
+    """Where a rank begins to ask: at the near end of its own share."""
+    return max(0, part(t.blocks, rank + 1, t.size) - 1) if backwards else part(t.blocks, rank, t.size)
+
+
+cdef inline Py_ssize_t next_block(Step *t, Py_ssize_t which, bint backwards) noexcept nogil:
+    """The one that comes after, through all of them."""
     if backwards:
-        which = part(t.blocks, rank + 1, t.size) - 1 - turn
-    return which - t.blocks if which >= t.blocks else which + t.blocks if which < 0 else which
+        return which - 1 if which > 0 else t.blocks - 1
+    return which + 1 if which + 1 < t.blocks else 0
 
 
 cdef void make_block(Step *t, Block *b, int rank, int stage, bint backwards, char *h0) noexcept nogil:
@@ -173,10 +177,9 @@ cdef void help(void *arg, int rank) noexcept nogil:
     cdef bint backwards = t.backwards
     cdef char *h0 = t.run.direction[0].h0
     cdef char *y = t.run.direction[0].y
-    cdef Py_ssize_t i, which
+    cdef Py_ssize_t which = first_block(t, rank, backwards), _
     cdef Block b
-    for i in range(t.blocks):
-        which = block_at(t, rank, backwards, i)
+    for _ in range(t.blocks):
         if block_change(&t.block[which], epoch, BLOCK_FREE, BLOCK_HELD):
             b = block_of(t, which, rank)
             make_block(t, &b, rank, stage, backwards, h0)
@@ -184,6 +187,7 @@ cdef void help(void *arg, int rank) noexcept nogil:
                 return                                          # the caller has been waiting too long
             deliver(t, &b, stage, y)
             block_set(&t.block[which], epoch, BLOCK_DONE)
+        which = next_block(t, which, backwards)
 
 
 cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
@@ -228,18 +232,18 @@ cdef void open_step(Step *t) noexcept nogil:
 
 cdef void open_stage(Step *t, int size) noexcept nogil:
     cdef Run *run = t.run
-    cdef Py_ssize_t i, which, mine = 0
+    cdef Py_ssize_t i, which = first_block(t, 0, t.backwards), mine = 0
     cdef double began = cpu_seconds() if size > 1 else 0, deadline = 0
     epoch_begin(&t.epoch)
     for i in range(t.blocks):
         block_set(&t.block[i], t.epoch, BLOCK_FREE)
     team_offer(size, help, t)
     for i in range(t.blocks):
-        which = block_at(t, 0, t.backwards, i)
         if not run.interrupted and block_change(&t.block[which], t.epoch, BLOCK_FREE, BLOCK_DONE):
             own_block(t, which)
             mine += 1
             team_offer(size, help, t)
+        which = next_block(t, which, t.backwards)
     for i in range(t.blocks):                                   # what is not done by now is held, or nobody's any more
         while not block_is(&t.block[i], t.epoch, BLOCK_DONE):
             if deadline == 0:                                   # a helper gets the time that one takes here

@@ -163,6 +163,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef bint back = run.backward, shared, uneven
     cdef product_t p[2]
     cdef pointwise_t q
+    uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
     k.group = g
     k.seat = seat
     k.group_epoch = 0
@@ -195,7 +196,6 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         s = d.steps - 1 - turn if back else turn
         n = group_rows(g, d.active[s])
         m = n
-        uneven = g.even < g.units or g.even_panels < g.units    # then a step's shares are not those of its projection
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
             m = group_rows(g, d.active[s + 1]) if turn else 0
