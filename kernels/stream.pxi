@@ -46,19 +46,20 @@ cdef class Stream:
         cdef Direction *d
         cdef Py_ssize_t x_b = self.inputs * self.itemsize
         cdef char *h
+        cdef double checked = cpu_seconds() if self.work >= 1e5 else 1e300
         if self.asked != THREADS:
             self.lay_out()
         for layer in self.layers:
             d = &layer.run.direction[0]
             d.x = x
             d.x_b = x_b
+            layer.run.checked = checked
             if self.work < 1e5:                                 # a few microseconds: not worth letting the GIL go
-                layer.run.checked = 1e300
                 open_step(&layer.step)
             else:
                 with nogil:
-                    layer.run.checked = cpu_seconds()
                     open_step(&layer.step)
+            checked = layer.run.checked
             if layer.run.interrupted:
                 self.halfway = True
                 raise_pending()

@@ -474,12 +474,13 @@ def test_an_interrupted_stream_wants_a_new_state():
     python(
         """
 rng = np.random.default_rng(0)
-B, H, layers = 16384, 256, 2  # a layer takes longer than it is between two looks for signals
-packed = tuple(
-    core.pack("lstm", *(rng.uniform(-0.1, 0.1, s).astype("f") for s in ((4 * H, H), (4 * H, H))), None, None)
-    for _ in range(layers)
-)
+B, H = 4096, 256
+layer = core.pack("lstm", *(rng.uniform(-0.1, 0.1, s).astype("f") for s in ((4 * H, H), (4 * H, H))), None, None)
 x = rng.standard_normal((B, H)).astype("f")
+seconds = time.perf_counter()
+core.stream((layer,), B).step(x)
+seconds = time.perf_counter() - seconds
+packed = (layer,) * max(2, int(0.3 / seconds))  # a step of some tenths of a second: signals are looked for in between
 want = core.stream(packed, B).step(x)
 stream = core.stream(packed, B)
 signal.signal(signal.SIGALRM, signal.default_int_handler)

@@ -1652,6 +1652,7 @@ def step(stream, x, out):
     granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
     status = DONE
     before = data_of(x)
+    checked = NO_TIME if q.small else seconds()
     for i in range(q.layers):
         frame = q.frames + i * FRAME_BYTES
         r = at(frame, RUN)
@@ -1663,11 +1664,12 @@ def step(stream, x, out):
             clear(r.lines, (r.groups * r.width + r.size) * LINE)
         p = at(r.direction0, DIRECTION)
         p.x = before
-        r.checked = NO_TIME if q.small else seconds()
+        r.checked = checked
         if not on_team(frame):
             status = INTERRUPTED_STEP
             copy(q.frames + ERROR, frame + ERROR, 24)
             break
+        checked = r.checked
         p.h0, p.y = p.y, p.h0
         before = p.h0
     q.laid = granted if status == DONE else 0
