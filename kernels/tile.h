@@ -392,17 +392,14 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     return 2. * 48 * LANES * (double)repeats;
 }
 
-/* Reads n elements (a multiple of 8 vectors): the bandwidth's probe. In order, and few at a time: where a compiler
- * shuffles the loads, or has many of them in its loop, a prefetcher loses track, and L2 gives half of what it can. */
+/* Reads n elements (a multiple of 8 vectors): the bandwidth's probe. A few loads in its loop, not dozens, or a prefetcher
+ * loses track, and L2 gives half of what it can. */
 static void N(read)(const void *from, ptrdiff_t n) {
     N(vec) sum[8];
     for (int i = 0; i < 8; i++) sum[i] = N(all)(0);
     for (ptrdiff_t k = 0; k < n; k += 8 * LANES)
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            sum[i] += N(load)((const REAL *)from + k + i * LANES);
-            __asm__ volatile("" ::: "memory");
-        }
+        for (int i = 0; i < 8; i++) sum[i] += N(load)((const REAL *)from + k + i * LANES);
     N(vec) total = N(all)(0);
     for (int i = 0; i < 8; i++) total += sum[i];
     volatile REAL keep = total[0];
