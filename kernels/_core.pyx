@@ -38,6 +38,8 @@ cdef enum:
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
+    LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then
+    PLAIN_TIMES = 7         # a matrix that is read less often, by a tile of rows each time, is not worth packing
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 3              # blocks of memory kept for the next call, ...
@@ -118,7 +120,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     cdef Memory memory
     cdef list layers = []
     cdef list weights = []
-    cdef int i
+    cdef int i, wanted = THREADS                                # which another thread may set meanwhile
     cdef char *at
     run.directions = D
     for w, _, _, _ in directions:
@@ -172,7 +174,20 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             d.gates = at
             at += plan.rows * l.cell.segments * l.stride * size
             d.c = at
-    execute(frame)
+    divide(run, wanted)
+    for i in range(D):
+        d = &run.direction[i]
+        packed = layers[i]
+        if not d.packed:
+            l = &packed.layer
+            if run.groups == D and (plan.steps == 1 or plan.rows <= CHUNK):     # else each group packs its own
+                put_off(&l.x, l.tiles, wanted)
+            if run.groups == D and plan.steps == 1:
+                for s in range(l.cell.stages):
+                    put_off(&l.h[s], l.tiles, wanted)
+            place(packed, directions[i][0][2], directions[i][0][3])
+            d.layer = l[0]
+    execute(frame, wanted)
     for i in range(D):
         d = &run.direction[i]
         l = &d.layer
@@ -228,14 +243,10 @@ def backward(Tape tape, dy, dh_n, dc_n):
         wh = contiguous(tape.weights[i][1])
         frame.owners.extend((wi, wh))
         need = (l.cell.states + (l.cell.stages == 2)) * B * l.stride * size
-        d.dx = backward_matrix(&l.cell.x, H, I, l.tiles.lanes)
-        d.dx.w = <char *>np.PyArray_DATA(wi)
-        d.dx.ld = I
+        d.dx = backward_matrix(&l.cell.x, wi, H, l.tiles.lanes, 1, plan.rows)
         need += matrix_bytes(&d.dx, l.tiles)
         for s in range(l.cell.stages):
-            d.dh[s] = backward_matrix(&l.cell.dh[s], H, H, l.tiles.lanes)
-            d.dh[s].w = <char *>np.PyArray_DATA(wh)
-            d.dh[s].ld = H
+            d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
             need += matrix_bytes(&d.dh[s], l.tiles)
         memory = Memory(need)
         frame.owners.append(memory)
@@ -279,7 +290,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
         frame.owners.append((gb_ih, gb_hh))                     # written to even where nobody asks for them
         gradients.append((gw_ih, gw_hh, gb_ih if packed.has_b_ih else None, gb_hh if packed.has_b_hh else None, h0, c0))
     frame.owners.append((grad_y, gradients))
-    execute(frame)
+    execute(frame, THREADS)
     for i in range(D):
         d = &run.direction[i]
         a = gradients[i][4]

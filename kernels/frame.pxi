@@ -240,10 +240,10 @@ cdef int raise_pending() except -1:
     return -1
 
 
-cdef int execute(Frame frame) except -1:
+cdef int execute(Frame frame, int wanted) except -1:
     """Run a frame on as much of the team as can be had."""
     cdef int granted
-    divide(&frame.run, THREADS)
+    divide(&frame.run, wanted)
     granted = team_acquire(frame.run.size, frame.run.patience)
     try:
         frame.open(granted)

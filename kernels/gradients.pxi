@@ -129,24 +129,28 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, so many rows of the tape a turn."""
+    """dx = gate gradients W_ih, so many rows of the tape a turn; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
-    cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows)
-    cdef Py_ssize_t block = -1, row, end, s, n, b
+    cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
+    cdef Py_ssize_t turn = -1, block, row, end, s, n, b
     cdef product_t p
+    if d.dx.plain:
+        blocks = min(rows, 1)
+        parts = run.size
     take(&p, &d.dx, l.tiles)
     from_gates(&p, l, &cell.x)
     p.a = <const void **>k.a
     p.out = k.out
     p.columns = l.inputs
     p.accumulate = accumulate
-    p.prefetch = 1
+    p.prefetch = not d.dx.plain
     if not accumulate:
         clear_padding(k, d, d.grad_x, d.gx_t, d.gx_b, l.inputs)
-    while not run.interrupted and next_turn(k, 1, &block) < blocks:
+    while not run.interrupted and next_turn(k, 1, &turn) < blocks * parts:
+        block = turn // parts
         row = rows * block // blocks
         end = rows * (block + 1) // blocks
         s = step_of(d, row)
@@ -160,5 +164,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
             n += 1
             row += 1
         p.rows = n
+        p.first = p.vectors * (turn - block * parts) // parts
+        p.last = p.vectors * (turn - block * parts + 1) // parts
         l.tiles.product(&p)
-        account(k, <double>n * cell.gates * l.H * l.inputs)
+        account(k, <double>n * cell.gates * l.H * (p.last - p.first) * l.tiles.lanes)

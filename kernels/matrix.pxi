@@ -13,6 +13,8 @@ cdef struct Matrix:
     Py_ssize_t gate_rows    # by rows: the source's rows are taken gate by gate, this many each
     bint gated
     bint transposed
+    bint plain              # not packed at all: the source itself, which too few rows pass by to be worth it
+    int late                # read once: packed a panel at a time, just before its product; a place for so many ranks
     int gate[4]
     const char *w           # the source, rows of ld elements
     Py_ssize_t ld
@@ -36,10 +38,16 @@ cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lane
     return m
 
 
-cdef Matrix backward_matrix(Share *s, Py_ssize_t H, Py_ssize_t N, Py_ssize_t lanes) noexcept:
-    """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row."""
+cdef Matrix backward_matrix(Share *s, np.ndarray w, Py_ssize_t H, Py_ssize_t lanes,
+                            Py_ssize_t times, Py_ssize_t rows) noexcept:
+    """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row. It
+    is read so many times, by so many rows."""
+    cdef Py_ssize_t N = w.shape[1]
     cdef Matrix m
     memset(&m, 0, sizeof(m))
+    m.w = <char *>np.PyArray_DATA(w)
+    m.ld = N
+    m.plain = times * ((rows + 5) // 6) < PLAIN_TIMES and N % lanes == 0
     m.depth = s.gates * H
     m.gate_rows = H
     m.width = PANEL
@@ -50,20 +58,34 @@ cdef Matrix backward_matrix(Share *s, Py_ssize_t H, Py_ssize_t N, Py_ssize_t lan
 
 
 cdef inline Py_ssize_t matrix_bytes(Matrix *m, const tiles_t *tiles) noexcept nogil:
-    return m.vectors * tiles.lanes * m.depth * tiles.itemsize
+    cdef Py_ssize_t vectors = 0 if m.plain else m.late * m.width if m.late else m.vectors
+    return vectors * tiles.lanes * m.depth * tiles.itemsize
+
+
+cdef void put_off(Matrix *m, const tiles_t *tiles, int ranks) noexcept:
+    """Pack a large matrix only when it is read, for that will be once."""
+    if m.vectors >= 2 * ranks * m.width and matrix_bytes(m, tiles) > LATE_BYTES * ranks:
+        m.late = ranks
 
 
 cdef void pack_matrix(Matrix *m, const tiles_t *tiles, int rank, int size, const void **rows) noexcept nogil:
     """The rank's share of the vectors. `rows` has room for `depth` pointers where the matrix is packed by rows."""
+    if not m.plain and not m.late:
+        pack_vectors(m, tiles, m.data, m.vectors * rank // size, m.vectors * (rank + 1) // size, rows)
+
+
+cdef void pack_vectors(Matrix *m, const tiles_t *tiles, char *out, Py_ssize_t first, Py_ssize_t last,
+                       const void **rows) noexcept nogil:
+    """Vectors [first, last), where they would lie if the whole matrix were at `out`."""
     cdef pack_t p
     cdef Py_ssize_t k, g
     memset(&p, 0, sizeof(p))
-    p.out = m.data
+    p.out = out
     p.depth = m.depth
     p.width = m.width
     p.vectors = m.vectors
-    p.first = m.vectors * rank // size
-    p.last = m.vectors * (rank + 1) // size
+    p.first = first
+    p.last = last
     p.columns = m.columns
     p.gated = m.gated
     p.narrow = m.narrow
@@ -145,7 +167,7 @@ cdef tuple DTYPES = (numpy.dtype(numpy.float32), numpy.dtype(numpy.float64))
 
 
 cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
-    """Lay a layer out and make its bias row; the matrices are packed by the team that needs them."""
+    """Lay a layer out; `place` finds room for it, and its matrices are packed by the team that needs them."""
     cdef Packed p = Packed.__new__(Packed)
     cdef Layer *l = &p.layer
     cdef np.ndarray wi = contiguous(w_ih), wh = contiguous(w_hh)
@@ -163,14 +185,22 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
     l.x = forward_matrix(&l.cell.x, l.H, l.inputs, l.tiles.lanes)
     l.x.w = <char *>np.PyArray_DATA(wi)
     l.x.ld = l.inputs
-    cdef Py_ssize_t size = l.cell.segments * l.stride * l.tiles.itemsize + matrix_bytes(&l.x, l.tiles)
     for s in range(l.cell.stages):
         l.h[s] = forward_matrix(&l.cell.h[s], l.H, l.H, l.tiles.lanes)
         l.h[s].w = <char *>np.PyArray_DATA(wh)
         l.h[s].ld = l.H
+    p.sources = (wi, wh)
+    return p
+
+
+cdef int place(Packed p, b_ih, b_hh) except -1:
+    """Memory for a layer, and its bias row."""
+    cdef Layer *l = &p.layer
+    cdef Py_ssize_t size = l.cell.segments * l.stride * l.tiles.itemsize + matrix_bytes(&l.x, l.tiles)
+    cdef int s
+    for s in range(l.cell.stages):
         size += matrix_bytes(&l.h[s], l.tiles)
     p.memory = Memory(size)
-    p.sources = (wi, wh)
     l.bias = p.memory.data
     l.x.data = l.bias + l.cell.segments * l.stride * l.tiles.itemsize
     cdef char *at = l.x.data + matrix_bytes(&l.x, l.tiles)
@@ -182,7 +212,7 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
         add_bias(l, contiguous(b_ih), l.cell.of_x)
     if b_hh is not None:
         add_bias(l, contiguous(b_hh), l.cell.of_h)
-    return p
+    return 0
 
 
 cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:
@@ -208,6 +238,7 @@ cdef void pack_layer(Layer *l, int rank, int size) noexcept nogil:
 def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
     """Pack a layer's weights once; see the backend protocol in fusedrnn.backends."""
     cdef Packed p = prepare(cell, w_ih, w_hh, b_ih, b_hh)
+    place(p, b_ih, b_hh)
     with nogil:
         pack_layer(&p.layer, 0, 1)
     p.sources = None

@@ -251,9 +251,11 @@ cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n
 
 
 cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
-    """Aim a product at a packed matrix; a single segment of operand unless said otherwise."""
+    """Aim a product at a matrix; a single segment of operand unless said otherwise."""
     memset(p, 0, sizeof(product_t))
-    p.w = m.data
+    p.w = m.w if m.plain else m.data
+    p.ld = m.ld if m.plain else 0
+    memcpy(p.gate, m.gate, sizeof(m.gate))
     p.width = m.width
     p.vectors = m.vectors
     p.last = m.vectors

@@ -244,16 +244,16 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth;
     /* one row takes two panels at a time, for enough chains; many panels out of L2 come faster in a single stream */
-    const int pairs =
-        VECTOR_BYTES < 64 || p->last - p->first <= 4 * p->width || (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
+    const int pairs = VECTOR_BYTES < 64 || p->ld || p->last - p->first <= 4 * p->width ||
+                      (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
     ptrdiff_t v = p->first, panel = v ? v / p->width : 0, within = v - panel * p->width;
     while (v < p->last) {
         const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
-        const REAL *from = w + (panel * p->width * K + k0 * full + within) * LANES;
+        const REAL *from = p->ld ? w + k0 * p->ld + v * LANES : w + (panel * p->width * K + k0 * full + within) * LANES;
         const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + within * p->out_step;
         const ptrdiff_t together = p->width == 2 ? 4 : 2;
-        g->w_step = full * LANES;
-        g->w_panel = full * LANES * K;
+        g->w_step = p->ld ? p->ld : full * LANES;
+        g->w_panel = p->ld ? full * LANES : full * LANES * K;
         if (p->narrow && full < p->width) {
             N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
             return;
@@ -295,8 +295,8 @@ static void N(product)(const product_t *p) {
                  .out_step = p->out_step,
                  .init = p->init,
                  .accumulate = p->accumulate};
-    const ptrdiff_t K = p->segments * p->depth;
-    if (K <= DEPTH) {
+    const ptrdiff_t K = p->segments * p->depth, most = p->ld ? PLAIN_DEPTH : DEPTH;
+    if (K <= DEPTH && !p->ld) {
         N(block)(p, &g, 0, 0, p->next);
         return;
     }
@@ -305,9 +305,9 @@ static void N(product)(const product_t *p) {
     const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
     const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
     for (ptrdiff_t s = 0; s < p->segments; s++)
-        for (ptrdiff_t k = 0; k < p->depth; k += DEPTH) {
-            g.depth = p->depth - k < DEPTH ? p->depth - k : DEPTH;
-            const ptrdiff_t k0 = s * p->depth + k;
+        for (ptrdiff_t k = 0; k < p->depth; k += most) {
+            g.depth = p->depth - k < most ? p->depth - k : most;
+            const ptrdiff_t k0 = (p->ld ? p->gate[s] : s) * p->depth + k;
             const char *after = k0 + g.depth == K ? p->next : first + (k0 + g.depth) * full * LANES * sizeof(REAL);
             N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
             g.accumulate = 1;

@@ -16,8 +16,9 @@
 
 #include <stddef.h>
 
-enum { PANEL = 4 };   /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
-enum { DEPTH = 512 }; /* K block of a product: a panel's block stays in L2 while the rows pass by */
+enum { PANEL = 4 };        /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
+enum { DEPTH = 512 };      /* K block of a product: a panel's block stays in L2 while the rows pass by */
+enum { PLAIN_DEPTH = 32 }; /* ... of a matrix as it came: all columns of a few rows, which are few pages */
 
 typedef enum { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, CELLS } cell_t;
 
@@ -29,7 +30,9 @@ typedef struct {
     ptrdiff_t a_segment;
     ptrdiff_t segments; /* K = segments * depth */
     ptrdiff_t depth;
-    const void *w;         /* packed matrix, K rows */
+    const void *w;         /* packed matrix, K rows; or as it came: */
+    ptrdiff_t ld;          /* its rows are `ld` elements apart, whole vectors each (linear only); 0: packed ... */
+    int gate[4];           /* ... and those of segment s begin at gate[s]*depth */
     ptrdiff_t width;       /* vectors in a full panel */
     ptrdiff_t vectors;     /* vectors in the whole matrix: tells how wide the last panel is */
     ptrdiff_t first, last; /* compute vectors [first, last) */

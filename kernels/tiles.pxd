@@ -15,6 +15,8 @@ cdef extern from "tiles.h" nogil:
         const void **a
         Py_ssize_t a_step, a_segment, segments, depth
         const void *w
+        Py_ssize_t ld
+        int gate[4]
         Py_ssize_t width, vectors, first, last
         void **out
         Py_ssize_t out_offset, out_panel, out_step, columns, narrow

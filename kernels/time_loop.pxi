@@ -12,6 +12,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
+    cdef Py_ssize_t panel = 1 if m.gated else PANEL
     cdef int width = k.run.width, whose = k.seat, _
     cdef Py_ssize_t span = g.most, whole = g.units
     cdef Py_ssize_t first, last, origin, blocks, turn, a, b
@@ -20,13 +21,18 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
     cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
-    if rows >= FEW_ROWS:
-        span = 1 if m.gated else PANEL
+    p.prefetch = False
+    if m.plain:
+        pass                                                    # all columns of a few rows at a time
+    elif m.late:
+        span = panel
+    elif rows >= FEW_ROWS:
+        span = panel
         whole = g.even if m.gated else g.even_panels
+        p.prefetch = streams or f == NULL                       # W_ih has to make room in L2 while the steps go on
     elif streams:
-        span = 2 if m.gated else 2 * PANEL                      # one row takes two panels at a time
+        span = 2 * panel                                        # one row takes two panels at a time
         span *= max(1, SERPENT // (span * unit_bytes))
-    p.prefetch = rows >= FEW_ROWS and (streams or f == NULL)    # W_ih has to make room in L2 while the steps go on
     if whole < g.units:
         part_of_rows(k, p, q, f, whole, each, part(rows, whose, width), part(rows, whose + 1, width))
     for _ in range(width if shared else 1):
@@ -50,6 +56,9 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
             p.next = NULL
             if p.prefetch and turn + 1 < blocks:
                 p.next = data + (a - span if backwards else b) * unit_bytes
+            if m.late:
+                p.w = m.data + (k.rank - a // panel) * panel * unit_bytes   # always the same place, which stays in L2
+                pack_vectors(m, l.tiles, <char *>p.w, p.first, p.last, NULL)
             l.tiles.product(p)
             if q.rows:
                 q.first = a * lanes

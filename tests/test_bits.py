@@ -34,7 +34,8 @@ THREADS = (1, 2, 3, 4, 7)
 BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
 
 # T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences, twice; a batch to
-# split; a batch and a layer to split; a layer whose threads do each other's work, until few sequences are left.
+# split; a batch and a layer to split; a layer whose threads do each other's work, until few sequences are left; whole
+# vectors, whose backward matrices few rows take as they come; a step of a layer too large to be packed beforehand.
 SIZES = (
     (7, 3, 5, 9, "any", "both"),
     (5, 33, 17, 65, "none", "reverse"),
@@ -44,6 +45,8 @@ SIZES = (
     (3, 16, 33, 128, "any", "forward"),
     (3, 40, 10, 300, "none", "forward"),
     (4, 34, 6, 450, "any", "reverse"),
+    (3, 20, 48, 144, "any", "both"),
+    (1, 9, 300, 520, "none", "both"),
 )
 
 

@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { ARENA = 1 << 22, ARENAS = 16, SEGMENTS = 4 };
+enum { ARENA = 1 << 23, ARENAS = 16, SEGMENTS = 4 };
 
 static const tiles_t *tiles;
 static ptrdiff_t L;
@@ -125,17 +125,19 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     p.out_offset = any(0, 1) ? stride : 0;
     p.columns = gated || any(0, 1) ? 0 : vectors * L - any(0, L - 1);
     p.accumulate = any(0, 2) == 0;
-    p.prefetch = (int)any(0, 1);
+    p.ld = gated || any(0, 2) ? 0 : vectors * L + any(0, 9);
+    for (int s = 0, first = (int)any(0, 2); s < p.segments; s++) p.gate[s] = (first + s) % (int)p.segments;
+    p.prefetch = !p.ld && any(0, 1);
     const ptrdiff_t K = p.segments * depth;
     TRY("product %s width=%td rows=%td depth=%td segments=%td a_step=%td vectors=%td [%td, %td) columns=%td narrow=%td "
-        "%s",
+        "ld=%td %s",
         gated ? "gated" : "linear", width, rows, depth, p.segments, p.a_step, vectors, p.first, p.last, p.columns,
-        p.narrow, p.accumulate ? "accumulate" : "");
+        p.narrow, p.ld, p.accumulate ? "accumulate" : "");
 
     const ptrdiff_t a_length = (p.segments - 1) * p.a_segment + (depth - 1) * p.a_step + 1, a_pitch = a_length + 2;
     const ptrdiff_t length = p.out_offset + (gated ? width * stride : p.columns ? p.columns : vectors * L);
     const ptrdiff_t pitch = length + 3, total = rows ? rows * pitch - 3 : 0;
-    char *const left = fenced(0, rows ? rows * a_pitch - 2 : 0), *const right = fenced(1, K * vectors * L);
+    char *const left = fenced(0, rows ? rows * a_pitch - 2 : 0), *const right = fenced(1, p.ld ? (K - 1) * p.ld + vectors * L : K * vectors * L);
     char *const to = noisy(2, total), *const model = fenced(3, total);
     if (!p.accumulate && any(0, 1)) p.init = noisy(4, p.out_offset + (gated ? width * stride : vectors * L));
     memcpy(model, to, (size_t)(total * tiles->itemsize));
@@ -157,8 +159,10 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
                 double sum = p.accumulate ? get(want[r], at) : p.init ? get(p.init, at) : 0;
                 ptrdiff_t from = panel * width * K * L + within * L + l;
                 for (ptrdiff_t s = 0; s < p.segments; s++)
-                    for (ptrdiff_t k = 0; k < depth; k++, from += full * L)
+                    for (ptrdiff_t k = 0; k < depth; k++, from += full * L) {
+                        if (p.ld) from = (p.gate[s] * depth + k) * p.ld + v * L + l;
                         sum = multiply_add(get(a[r], s * p.a_segment + k * p.a_step), get(right, from), sum);
+                    }
                 put(want[r], at, sum);
             }
         }
