@@ -222,7 +222,8 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
     cdef np.ndarray x = tape.x
-    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need
+    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, after
+    cdef Matrix right
     cdef int D = run.directions, i, s
     cdef Direction *d
     cdef Layer *l
@@ -244,11 +245,15 @@ def backward(Tape tape, dy, dh_n, dc_n):
         frame.owners.extend((wi, wh))
         need = (l.cell.states + (l.cell.stages == 2)) * B * l.stride * size
         d.dx = backward_matrix(&l.cell.x, wi, H, l.tiles.lanes, 1, plan.rows)
-        need += matrix_bytes(&d.dx, l.tiles)
+        in_loop = 0
         for s in range(l.cell.stages):
             d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
-            need += matrix_bytes(&d.dh[s], l.tiles)
-        memory = Memory(need)
+            in_loop += matrix_bytes(&d.dh[s], l.tiles)
+        after = matrix_bytes(&d.dx, l.tiles)
+        for s in range(1 + l.cell.stages):
+            right = right_matrix(d, s)
+            after += matrix_bytes(&right, l.tiles)
+        memory = Memory(need + max(in_loop, after))             # what the loop reads makes room for what comes after it
         frame.owners.append(memory)
         at = memory.data
         d.d_h = at
@@ -262,7 +267,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
             d.d_rh = at
             at += B * l.stride * size
         d.dx.data = at
-        at += matrix_bytes(&d.dx, l.tiles)
+        d.right = at + matrix_bytes(&d.dx, l.tiles)
         for s in range(l.cell.stages):
             d.dh[s].data = at
             at += matrix_bytes(&d.dh[s], l.tiles)

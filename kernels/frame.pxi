@@ -4,15 +4,18 @@
 cdef void work(void *arg, int rank) noexcept nogil:
     cdef Run *run = <Run *>arg
     cdef Worker k
-    cdef int i
+    cdef int i, s
     cdef bint packing = run.backward
+    cdef Direction *d
     open_worker(&k, run, rank)
     for i in range(run.directions):
+        d = &run.direction[i]
         if run.backward:
-            pack_backward(&k, &run.direction[i])
-        elif not run.direction[i].packed:
+            for s in range(d.layer.cell.stages):
+                pack_matrix(&d.dh[s], d.layer.tiles, rank, run.size, <const void **>k.a)
+        elif not d.packed:
             packing = True
-            pack_layer(&run.direction[i].layer, rank, run.size)
+            pack_layer(&d.layer, rank, run.size)
     if packing and meet(&k):
         return
     if run.size == 1:
@@ -29,8 +32,10 @@ cdef void work(void *arg, int rank) noexcept nogil:
     if meet(&k):
         return
     for i in range(run.directions):
-        weight_gradients(&k, &run.direction[i])
-        input_gradient(&k, &run.direction[i], i > 0)
+        d = &run.direction[i]
+        pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)   # where the matrices of dh were
+        weight_gradients(&k, d)
+        input_gradient(&k, d, i > 0)
         if meet(&k):
             return
 
@@ -46,13 +51,6 @@ cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py
         for j in range(d.active[t] if t < d.steps else 0, d.B):
             memset(rows + t * by_t + d.order[j] * by_b, 0, columns * d.layer.tiles.itemsize)
         t += k.run.size
-
-
-cdef void pack_backward(Worker *k, Direction *d) noexcept nogil:
-    cdef int s
-    for s in range(d.layer.cell.stages):
-        pack_matrix(&d.dh[s], d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
-    pack_matrix(&d.dx, d.layer.tiles, k.rank, k.run.size, <const void **>k.a)
 
 
 cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
@@ -183,10 +181,7 @@ cdef class Frame:
         cdef object extra = 0                                   # Python integers: no overflow
         for i in range(run.directions):
             d = &run.direction[i]
-            if run.backward:
-                chunk = (d.layer.inputs + 2 * d.layer.H + 6 * d.layer.tiles.lanes) * d.layer.tiles.itemsize
-                extra = max(extra, <object>chunk * block_rows(d))
-            elif not d.training:
+            if not run.backward and not d.training:
                 chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
                 extra = extra + <object>chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize * per
         self.memory = Memory(size + extra + 128)
@@ -214,7 +209,6 @@ cdef class Frame:
             at += run.width * sizeof(barrier_line)
         run.scratch = base + at
         at += run.size * run.scratch_bytes
-        run.right = base + at
         if not run.backward:
             for i in range(run.groups):
                 g = &run.group[i]

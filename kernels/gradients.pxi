@@ -57,6 +57,17 @@ cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
     return min(<Py_ssize_t>LEFT_DEPTH, d.offset[d.steps])
 
 
+cdef Matrix right_matrix(Direction *d, int which) noexcept nogil:
+    """A right operand of dW, a block of it: x (0), h_prev (1) or, for gru_reset_before, r*h (2)."""
+    cdef Matrix m
+    memset(&m, 0, sizeof(m))
+    m.depth = block_rows(d)
+    m.width = PANEL
+    m.columns = d.layer.H if which else d.layer.inputs
+    m.vectors = (m.columns + d.layer.tiles.lanes - 1) // d.layer.tiles.lanes
+    return m
+
+
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
     number of rows. A rank makes whole rows of dW, the right operands are packed together."""
@@ -68,18 +79,15 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth, sixes_apart
     cdef int which, segment, operand, packed_segment
-    cdef Matrix right[3]                                        # x, h_prev, and r*h of gru_reset_before
+    cdef Matrix right[3]
     cdef product_t p
     cdef char *grad
     cdef char *bias
-    memset(right, 0, sizeof(right))
-    for which in range(3):
-        right[which].width = PANEL
-        right[which].columns = l.inputs if which == 0 else H
-        right[which].vectors = (right[which].columns + lanes - 1) // lanes
-    right[0].data = run.right
-    right[1].data = right[0].data + right[0].vectors * lanes * block_rows(d) * size
-    right[2].data = right[1].data + right[1].vectors * lanes * block_rows(d) * size
+    cdef char *at = d.right
+    for which in range(1 + cell.stages):
+        right[which] = right_matrix(d, which)
+        right[which].data = at
+        at += matrix_bytes(&right[which], l.tiles)
     row0 = 0
     while row0 < rows:
         depth = min(<Py_ssize_t>LEFT_DEPTH, rows - row0)

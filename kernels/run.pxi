@@ -78,6 +78,7 @@ cdef struct Direction:
     # backward only
     Matrix dh[2]
     Matrix dx
+    char *right                 # right operands of dW
     const char *dy
     Py_ssize_t dy_t, dy_b
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
@@ -113,7 +114,6 @@ cdef struct Run:
     barrier_line *lines         # of the whole team
     char *scratch               # per rank
     Py_ssize_t scratch_bytes
-    char *right                 # backward: right operands of dW, shared by the team
     bint interrupted
     fp_state outside            # the caller's, for its signal handlers
     int stop[2]                 # as a group's, for the whole team's barrier
