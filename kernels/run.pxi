@@ -101,7 +101,6 @@ cdef struct Group:
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
     barrier_line *lines
-    int stop[2]                 # by parity of the epoch: agreed by the leader before a barrier, read after it
 
 
 cdef struct Run:
@@ -116,7 +115,6 @@ cdef struct Run:
     Py_ssize_t scratch_bytes
     bint interrupted
     fp_state outside            # the caller's, for its signal handlers
-    int stop[2]                 # as a group's, for the whole team's barrier
     double checked              # when rank 0 last looked for signals
     double work                 # multiply-adds since it last looked at the clock
 
@@ -172,9 +170,9 @@ cdef bint meet(Worker *k) noexcept nogil:
         return run.interrupted
     k.epoch += 1
     if k.rank == 0:
-        run.stop[k.epoch & 1] = run.interrupted
+        run.lines[0].stop[k.epoch & 1] = run.interrupted
     team_barrier(run.lines, k.rank, run.size, k.epoch)
-    return run.stop[k.epoch & 1]
+    return run.lines[0].stop[k.epoch & 1]
 
 
 cdef inline Py_ssize_t next_turn(Worker *k, int line, Py_ssize_t *turn) noexcept nogil:

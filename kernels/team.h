@@ -54,6 +54,7 @@ static inline unsigned long epoch_now(const unsigned long *epoch) { return __ato
 typedef struct {
     _Alignas(128) unsigned long epoch;
     long turns[2]; /* taken from this line, by parity of the epoch */
+    int stop[2];   /* the leader's word to the others, likewise: written before a barrier, read after it */
 } barrier_line;
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch);
 /* The next of a line's turns, 0, 1, 2, ...; each goes to one rank. A barrier winds all of them back to 0: `epoch` is that

@@ -68,6 +68,7 @@ cdef extern from "team.h" nogil:
     ctypedef void (*team_fn)(void *, int) noexcept nogil
     ctypedef struct barrier_line:
         unsigned long epoch
+        int stop[2]
     int team_acquire(int wanted, double patience)
     void team_run(int size, team_fn fn, void *arg)
     void team_release(int granted)

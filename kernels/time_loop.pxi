@@ -143,9 +143,9 @@ cdef bint barrier(Worker *k) noexcept nogil:
         return k.run.interrupted
     k.group_epoch += 1
     if k.seat == 0:
-        g.stop[k.group_epoch & 1] = k.run.interrupted
+        g.lines[0].stop[k.group_epoch & 1] = k.run.interrupted
     team_barrier(g.lines, k.seat, width, k.group_epoch)
-    return g.stop[k.group_epoch & 1]
+    return g.lines[0].stop[k.group_epoch & 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
