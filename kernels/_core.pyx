@@ -39,7 +39,8 @@ cdef enum:
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
     LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then
-    PLAIN_TIMES = 7         # a matrix that is read less often, by a tile of rows each time, is not worth packing
+    PLAIN_TIMES = 9         # a matrix that is read less often, ...
+    PLAIN_ROWS = 96         # ... and by no more rows in all, is not worth packing
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 3              # blocks of memory kept for the next call, ...

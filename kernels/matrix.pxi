@@ -47,7 +47,7 @@ cdef Matrix backward_matrix(Share *s, np.ndarray w, Py_ssize_t H, Py_ssize_t lan
     memset(&m, 0, sizeof(m))
     m.w = <char *>np.PyArray_DATA(w)
     m.ld = N
-    m.plain = times * ((rows + 5) // 6) < PLAIN_TIMES and N % lanes == 0
+    m.plain = times < PLAIN_TIMES and times * rows <= PLAIN_ROWS and N % lanes == 0
     m.depth = s.gates * H
     m.gate_rows = H
     m.width = PANEL

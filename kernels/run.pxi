@@ -115,7 +115,8 @@ cdef struct Run:
     Py_ssize_t scratch_bytes
     bint interrupted
     fp_state outside            # the caller's, for its signal handlers
-    double checked              # when rank 0 last looked for signals
+    char apart[64]              # rank 0 alone writes what follows, all the time; the others would wait for what is above
+    double checked              # when it last looked for signals
     double work                 # multiply-adds since it last looked at the clock
 
 

@@ -16,9 +16,10 @@
 
 #include <stddef.h>
 
-enum { PANEL = 4 };        /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
-enum { DEPTH = 512 };      /* K block of a product: a panel's block stays in L2 while the rows pass by */
-enum { PLAIN_DEPTH = 32 }; /* ... of a matrix as it came: all columns of a few rows, which are few pages */
+enum { PANEL = 4 };   /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
+enum { DEPTH = 512 }; /* K block of a product: a panel's block stays in L2 while the rows pass by */
+/* ... of a matrix as it came: all columns of a few rows, which are few pages; of more, where tiles have much to load */
+enum { PLAIN_DEPTH = 128, PLAIN_DEPTH_ALONE = 32 };
 
 typedef enum { RNN_TANH, RNN_RELU, LSTM, GRU, GRU_RESET_BEFORE, CELLS } cell_t;
 
