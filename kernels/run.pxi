@@ -115,7 +115,7 @@ cdef struct Run:
     Py_ssize_t scratch_bytes
     bint interrupted
     fp_state outside            # the caller's, for its signal handlers
-    char apart[64]              # rank 0 alone writes what follows, all the time; the others would wait for what is above
+    char apart[64]              # rank 0 alone writes what follows, all the time; what is above is for all to read
     double checked              # when it last looked for signals
     double work                 # multiply-adds since it last looked at the clock
 
