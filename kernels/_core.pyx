@@ -33,7 +33,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
-    LEFT_DEPTH = 512        # rows of the tape that one block of dW sums: half the traffic of dW at 256
+    LEFT_DEPTH = 1024       # rows of the tape that a block of dW sums at most: a panel of 256 KB, and the next, in L2
     LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds

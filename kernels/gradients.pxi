@@ -53,8 +53,9 @@ cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
 
 
 cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
-    """Rows of the tape in a block of dW; a short tape is one block."""
-    return min(<Py_ssize_t>LEFT_DEPTH, d.offset[d.steps])
+    """Rows of the tape in a block of dW, all of them about the same."""
+    cdef Py_ssize_t rows = d.offset[d.steps], blocks = max(<Py_ssize_t>1, (rows + LEFT_DEPTH - 1) // LEFT_DEPTH)
+    return (rows + blocks - 1) // blocks
 
 
 cdef Matrix right_matrix(Direction *d, int which) noexcept nogil:
@@ -69,8 +70,8 @@ cdef Matrix right_matrix(Direction *d, int which) noexcept nogil:
 
 
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
-    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
-    number of rows. A rank makes whole rows of dW, the right operands are packed together."""
+    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, block by
+    block. A rank makes whole rows of dW, the right operands are packed together."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
@@ -90,7 +91,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
         at += matrix_bytes(&right[which], l.tiles)
     row0 = 0
     while row0 < rows:
-        depth = min(<Py_ssize_t>LEFT_DEPTH, rows - row0)
+        depth = min(block_rows(d), rows - row0)
         sixes_apart = 6 * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
         pack_right(k, d, -2, &right[0], row0, row0 + depth)
         pack_right(k, d, -1, &right[1], row0, row0 + depth)
@@ -123,6 +124,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 p.rows = u1 - u0
                 p.columns = right[operand].columns
                 p.accumulate = row0 > 0
+                p.whole = True
                 p.prefetch = 1
                 for i in range(u1 - u0):
                     k.a[i] = k.buffer + (i // 6 * sixes_apart + i % 6) * size

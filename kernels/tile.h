@@ -296,7 +296,7 @@ static void N(product)(const product_t *p) {
                  .init = p->init,
                  .accumulate = p->accumulate};
     const ptrdiff_t K = p->segments * p->depth, most = !p->ld ? DEPTH : p->rows > 1 ? PLAIN_DEPTH : PLAIN_DEPTH_ALONE;
-    if (K <= DEPTH && !p->ld) {
+    if (p->whole || (K <= DEPTH && !p->ld)) {
         N(block)(p, &g, 0, 0, p->next);
         return;
     }

@@ -45,6 +45,7 @@ typedef struct {
     ptrdiff_t narrow;      /* gated only: lanes of a gate in the last panel; 0: L. Then it is computed as a whole */
     const void *init;      /* start from this row, laid out like an out row (offset included) ... */
     int accumulate;        /* ... or from out itself (1), or from zero (0, init NULL) */
+    int whole;             /* K is a block already: one pass, however deep */
     int prefetch;          /* the matrix does not fit L2: fetch the next panel while this one works, at last ... */
     const void *next;      /* ... this one (NULL: none) */
 } product_t;

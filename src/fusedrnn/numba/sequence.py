@@ -53,7 +53,7 @@ CELL_WORDS = 49
 
 # Tunables; their reasons stand in _core.pyx.
 CHUNK = 128
-LEFT_DEPTH = 512
+LEFT_DEPTH = 1024
 LEFT_STRIP = 48
 DX_ROWS = 48
 SERPENT = 128 * 1024
@@ -911,7 +911,7 @@ def weight_gradients(k, d):
     product, pl = at(p, PRODUCT), at(left, PACK)
     row0 = 0
     while row0 < rows:
-        depth = min(LEFT_DEPTH, rows - row0)
+        depth = min(block_rows(d), rows - row0)
         sixes_apart = LEFT * depth + l.lanes  # 6 * 512 alone would be a multiple of 4 KB
         pack_right(k, d, -2, right, row0, row0 + depth)
         pack_right(k, d, -1, right + MATRIX_BYTES, row0, row0 + depth)
@@ -952,6 +952,7 @@ def weight_gradients(k, d):
                 product.rows = u1 - u0
                 product.columns = columns
                 product.accumulate = 1 if row0 > 0 else 0
+                product.whole = 1
                 product.prefetch = 1
                 for i in range(u1 - u0):
                     put(w.a, i, w.buffer + (i // LEFT * sixes_apart + i % LEFT) * size)
@@ -1083,9 +1084,11 @@ def work_backward(run, rank):
 
 @inner
 def block_rows(d):
-    """Rows of the tape in a block of dW; a short tape is one block."""
+    """Rows of the tape in a block of dW, all of them about the same."""
     q = at(d, DIRECTION)
-    return min(LEFT_DEPTH, get(q.offset, q.steps))
+    rows = get(q.offset, q.steps)
+    blocks = max(1, (rows + LEFT_DEPTH - 1) // LEFT_DEPTH)
+    return (rows + blocks - 1) // blocks
 
 
 @inner

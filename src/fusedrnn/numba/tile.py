@@ -65,7 +65,7 @@ def record(*names: str) -> np.dtype[Any]:
 # and `tiles`, a table of tiles.
 PRODUCT = record(
     *("rows", "a", "a_step", "a_segment", "segments", "depth", "w", "width", "vectors", "first", "last", "out"),
-    *("out_offset", "out_panel", "out_step", "columns", "init", "accumulate", "prefetch", "next", "tiles"),
+    *("out_offset", "out_panel", "out_step", "columns", "init", "accumulate", "whole", "prefetch", "next", "tiles"),
 )
 # What stays the same over the tiles of one product.
 WALK = record(
@@ -421,7 +421,7 @@ def product(p, like):
     g.init = q.init
     g.accumulate = q.accumulate
     K = q.segments * q.depth
-    if K <= DEPTH:
+    if q.whole or K <= DEPTH:
         block(p, walk, 0, 0, q.next, like)
         return
     g.segments = 1
