@@ -275,7 +275,9 @@ cdef void into_gates(product_t *p, Matrix *m, Layer *l, int segment) noexcept no
 
 
 cdef void from_gates(product_t *p, Layer *l, Share *s) noexcept nogil:
-    """The left operand is `gates` segments of a gate row, the row pointers being those of the first segment."""
-    p.segments = s.gates
-    p.depth = l.H
+    """The left operand is `gates` segments of a gate row, the row pointers being those of the first segment; a single
+    one where they follow one another and so do the rows of the matrix."""
+    cdef bint single = l.stride == l.H and p.ld == 0
+    p.segments = 1 if single else s.gates
+    p.depth = s.gates * l.H if single else l.H
     p.a_segment = l.stride

@@ -24,7 +24,7 @@
 
 /* What stays the same over the tiles of one product. */
 typedef struct {
-    ptrdiff_t a_step, a_segment, segments, depth;
+    ptrdiff_t a_step, depth;
     ptrdiff_t w_step, w_panel; /* from k to k+1 and from a panel to the next */
     ptrdiff_t out_panel, out_step;
     const REAL *init;
@@ -51,28 +51,26 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
             }
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
-    for (ptrdiff_t s = 0; s < g->segments; s++) {
-        ptrdiff_t at = s * g->a_segment;
+    ptrdiff_t at = 0;
 #pragma GCC unroll 4
-        for (ptrdiff_t k = 0; k < g->depth; k++) {
-            if (fetch) {
-                __builtin_prefetch(next, 0, 2);
-                next += fetch_step;
-            }
-            N(vec) weight[8];
-#pragma GCC unroll 4
-            for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                const N(vec) x = N(all)(left[r][at]);
-#pragma GCC unroll 8
-                for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
-            }
-            w += w_step;
-            at += a_step;
+    for (ptrdiff_t k = 0; k < g->depth; k++) {
+        if (fetch) {
+            __builtin_prefetch(next, 0, 2);
+            next += fetch_step;
         }
+        N(vec) weight[8];
+#pragma GCC unroll 4
+        for (int p = 0; p < P; p++)
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            const N(vec) x = N(all)(left[r][at]);
+#pragma GCC unroll 8
+            for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+        }
+        w += w_step;
+        at += a_step;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -190,7 +188,7 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
         const char *ahead = next;
         if (next && N(tiles_by_shape)[1][width][rows]) {
             tile = N(tiles_by_shape)[1][width][rows];
-            next += g->depth * g->segments * g->fetch_step;
+            next += g->depth * g->fetch_step;
         }
         if (g->depth >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
             for (ptrdiff_t r = rows; r < rows + fewer; r++)
@@ -273,7 +271,7 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         const char *next = !p->prefetch                  ? NULL
                            : v - within + full < p->last ? (const char *)(from - within * LANES + g->w_panel)
                                                          : after;
-        if (next) next += within * g->depth * g->segments * VECTOR_BYTES; /* half a panel fetches half of the next */
+        if (next) next += within * g->depth * VECTOR_BYTES; /* half a panel fetches half of the next */
         N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES,
                          next);
         v += width;
@@ -288,19 +286,16 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
 static void N(product)(const product_t *p) {
     if (p->rows <= 0) return;
     N(walk) g = {.a_step = p->a_step,
-                 .a_segment = p->a_segment,
-                 .segments = p->segments,
                  .depth = p->depth,
                  .out_panel = p->out_panel,
                  .out_step = p->out_step,
                  .init = p->init,
                  .accumulate = p->accumulate};
     const ptrdiff_t K = p->segments * p->depth, most = !p->ld ? DEPTH : p->rows > 1 ? PLAIN_DEPTH : PLAIN_DEPTH_ALONE;
-    if (p->whole || (K <= DEPTH && !p->ld)) {
+    if (p->segments == 1 && (p->whole || (K <= DEPTH && !p->ld))) {
         N(block)(p, &g, 0, 0, p->next);
         return;
     }
-    g.segments = 1;
     const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
     const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
     const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
