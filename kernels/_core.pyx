@@ -33,7 +33,10 @@ cdef extern from "Python.h":
 
 cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
-    LEFT_DEPTH = 1024       # rows of the tape that a block of dW sums at most: a panel of 256 KB, and the next, in L2
+    LEFT_DEPTH = 512        # rows of the tape that a block of dW sums at most, ...
+    LEFT_DEPTH_FAR = 1024   # ... where dW is too large to stay near until the next block: half of its traffic; ...
+    FAR_BYTES = 4 * 1024 * 1024     # ... so large
+    BESIDE_BYTES = 1024 * 1024      # the right operands of dW and the matrix of dx in less lie side by side
     LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
@@ -223,7 +226,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
     cdef np.ndarray x = tape.x
-    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, after
+    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, after, of_dx, beside
     cdef Matrix right
     cdef int D = run.directions, i, s
     cdef Direction *d
@@ -250,11 +253,13 @@ def backward(Tape tape, dy, dh_n, dc_n):
         for s in range(l.cell.stages):
             d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
             in_loop += matrix_bytes(&d.dh[s], l.tiles)
-        after = matrix_bytes(&d.dx, l.tiles)
+        after = 0
         for s in range(1 + l.cell.stages):
             right = right_matrix(d, s)
             after += matrix_bytes(&right, l.tiles)
-        memory = Memory(need + max(in_loop, after))             # what the loop reads makes room for what comes after it
+        of_dx = matrix_bytes(&d.dx, l.tiles)
+        beside = after + of_dx if after + of_dx <= max(in_loop, <Py_ssize_t>BESIDE_BYTES) else 0
+        memory = Memory(need + max(in_loop, after, of_dx, beside))  # the loop, dW and dx in one place
         frame.owners.append(memory)
         at = memory.data
         d.d_h = at
@@ -268,7 +273,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
             d.d_rh = at
             at += B * l.stride * size
         d.dx.data = at
-        d.right = at + matrix_bytes(&d.dx, l.tiles)
+        d.right = at + of_dx if beside else at
         for s in range(l.cell.stages):
             d.dh[s].data = at
             at += matrix_bytes(&d.dh[s], l.tiles)

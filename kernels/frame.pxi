@@ -5,7 +5,7 @@ cdef void work(void *arg, int rank) noexcept nogil:
     cdef Run *run = <Run *>arg
     cdef Worker k
     cdef int i, s
-    cdef bint packing = run.backward
+    cdef bint packing = run.backward, beside
     cdef Direction *d
     open_worker(&k, run, rank)
     for i in range(run.directions):
@@ -33,8 +33,16 @@ cdef void work(void *arg, int rank) noexcept nogil:
         return
     for i in range(run.directions):
         d = &run.direction[i]
-        pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)   # where the matrices of dh were
+        beside = d.dx.plain or d.dx.data != d.right
+        if beside:
+            pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
         weight_gradients(&k, d)
+        if not beside:                                          # the matrix of dx takes the place of the right operands
+            if meet(&k):
+                return
+            pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
+            if meet(&k):
+                return
         input_gradient(&k, d, i > 0)
         if meet(&k):
             return
@@ -55,7 +63,7 @@ cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py
 
 cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
     """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
-    cdef Py_ssize_t n = max(CHUNK, LEFT_DEPTH)
+    cdef Py_ssize_t n = max(CHUNK, LEFT_DEPTH_FAR)
     cdef int i
     for i in range(run.directions):
         n = max(n, run.direction[i].B)
@@ -65,7 +73,7 @@ cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
 
 
 cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
-    cdef Py_ssize_t staged = 0, rows = max(CHUNK, LEFT_DEPTH), B = 0
+    cdef Py_ssize_t staged = 0, rows = max(CHUNK, LEFT_DEPTH_FAR), B = 0
     cdef Direction *d
     cdef int i
     for i in range(run.directions):
@@ -169,7 +177,7 @@ cdef class Frame:
         cdef Py_ssize_t size, chunk, at
         for i in range(run.directions):                         # Python integers: these do not overflow
             d = &run.direction[i]
-            if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH, d.B) * d.layer.inputs > 2**56:
+            if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
                 raise MemoryError("x: a step of it is more than this machine can address")
         divide(run, wanted)
         per = run.groups // run.directions

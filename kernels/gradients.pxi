@@ -54,7 +54,10 @@ cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
 
 cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
     """Rows of the tape in a block of dW, all of them about the same."""
-    cdef Py_ssize_t rows = d.offset[d.steps], blocks = max(<Py_ssize_t>1, (rows + LEFT_DEPTH - 1) // LEFT_DEPTH)
+    cdef Layer *l = &d.layer
+    cdef double of_dw = <double>l.cell.gates * l.H * (l.inputs + l.H) * l.tiles.itemsize
+    cdef Py_ssize_t most = LEFT_DEPTH_FAR if of_dw > FAR_BYTES else LEFT_DEPTH
+    cdef Py_ssize_t rows = d.offset[d.steps], blocks = max(<Py_ssize_t>1, (rows + most - 1) // most)
     return (rows + blocks - 1) // blocks
 
 

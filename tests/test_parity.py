@@ -100,6 +100,12 @@ def test_large_sizes(size, cell, dtype, target):
     check(target, Case(cell, dtype, *size, lengths="any", directions="both"))
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_large_gradients(cell, target):
+    """dW in deep blocks, several of them, whose operands give way to the matrix of dx."""
+    check(target, Case(cell, "float32", 70, 33, 300, 400, lengths="any", directions="forward"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("T", "B"), [(0, 3), (0, 0), (4, 0), (0, 33)])

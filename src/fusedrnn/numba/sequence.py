@@ -53,7 +53,9 @@ CELL_WORDS = 49
 
 # Tunables; their reasons stand in _core.pyx.
 CHUNK = 128
-LEFT_DEPTH = 1024
+LEFT_DEPTH = 512
+LEFT_DEPTH_FAR = 1024
+FAR_BYTES = 4 * 1024 * 1024
 LEFT_STRIP = 48
 DX_ROWS = 48
 SERPENT = 128 * 1024
@@ -1086,8 +1088,11 @@ def work_backward(run, rank):
 def block_rows(d):
     """Rows of the tape in a block of dW, all of them about the same."""
     q = at(d, DIRECTION)
+    l = at(q.layer, LAYER)
+    of_dw = 1.0 * get(l.cell, GATES) * l.H * (l.inputs + l.H) * l.size
+    most = LEFT_DEPTH_FAR if of_dw > FAR_BYTES else LEFT_DEPTH
     rows = get(q.offset, q.steps)
-    blocks = max(1, (rows + LEFT_DEPTH - 1) // LEFT_DEPTH)
+    blocks = max(1, (rows + most - 1) // most)
     return (rows + blocks - 1) // blocks
 
 
@@ -1104,7 +1109,7 @@ def most_rows(run):
 def pointer_rows(run):
     """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
     r = at(run, RUN)
-    n = max(CHUNK, LEFT_DEPTH, most_rows(run))
+    n = max(CHUNK, LEFT_DEPTH_FAR, most_rows(run))
     if r.backward:
         for i in range(r.directions):
             l = at(at(direction_of(run, i), DIRECTION).layer, LAYER)
@@ -1120,7 +1125,7 @@ def worker_bytes(run):
         q = at(direction_of(run, i), DIRECTION)
         l = at(q.layer, LAYER)
         if q.x_i != l.size:
-            staged = max(staged, max(CHUNK, LEFT_DEPTH, B) * l.inputs * l.size)
+            staged = max(staged, max(CHUNK, LEFT_DEPTH_FAR, B) * l.inputs * l.size)
         if r.backward:
             staged = max(staged, LEFT_STRIP * (block_rows(direction_of(run, i)) + 64) * l.size)
     return (2 * pointer_rows(run) + 9 * B) * 8 + (staged + 127) // 64 * 64
@@ -1216,7 +1221,7 @@ def work_bytes(run):
         d = direction_of(run, i)
         q = at(d, DIRECTION)
         l = at(q.layer, LAYER)
-        if q.x_i != l.size and 1.0 * max(LEFT_DEPTH, q.B) * l.inputs > 2.0**56:
+        if q.x_i != l.size and 1.0 * max(LEFT_DEPTH_FAR, q.B) * l.inputs > 2.0**56:
             return -1
         if r.backward:
             extra = max(extra, (l.inputs + 2 * l.H + 6 * l.lanes) * l.size * block_rows(d))
