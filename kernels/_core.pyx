@@ -226,7 +226,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
     cdef np.ndarray x = tape.x
-    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, after, of_dx, beside
+    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, of_dw, of_dx, after
     cdef Matrix right
     cdef int D = run.directions, i, s
     cdef Direction *d
@@ -253,13 +253,14 @@ def backward(Tape tape, dy, dh_n, dc_n):
         for s in range(l.cell.stages):
             d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
             in_loop += matrix_bytes(&d.dh[s], l.tiles)
-        after = 0
+        of_dw = 0
         for s in range(1 + l.cell.stages):
             right = right_matrix(d, s)
-            after += matrix_bytes(&right, l.tiles)
+            of_dw += matrix_bytes(&right, l.tiles)
         of_dx = matrix_bytes(&d.dx, l.tiles)
-        beside = after + of_dx if after + of_dx <= max(in_loop, <Py_ssize_t>BESIDE_BYTES) else 0
-        memory = Memory(need + max(in_loop, after, of_dx, beside))  # the loop, dW and dx in one place
+        d.beside = of_dx == 0 or of_dw + of_dx <= max(in_loop, <Py_ssize_t>BESIDE_BYTES)
+        after = of_dw + of_dx if d.beside else max(of_dw, of_dx)
+        memory = Memory(need + max(in_loop, after))             # what the loop reads makes room for what comes after it
         frame.owners.append(memory)
         at = memory.data
         d.d_h = at
@@ -273,7 +274,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
             d.d_rh = at
             at += B * l.stride * size
         d.dx.data = at
-        d.right = at + of_dx if beside else at
+        d.right = at + of_dx if d.beside else at
         for s in range(l.cell.stages):
             d.dh[s].data = at
             at += matrix_bytes(&d.dh[s], l.tiles)

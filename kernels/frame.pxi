@@ -5,7 +5,7 @@ cdef void work(void *arg, int rank) noexcept nogil:
     cdef Run *run = <Run *>arg
     cdef Worker k
     cdef int i, s
-    cdef bint packing = run.backward, beside
+    cdef bint packing = run.backward
     cdef Direction *d
     open_worker(&k, run, rank)
     for i in range(run.directions):
@@ -33,11 +33,10 @@ cdef void work(void *arg, int rank) noexcept nogil:
         return
     for i in range(run.directions):
         d = &run.direction[i]
-        beside = d.dx.plain or d.dx.data != d.right
-        if beside:
+        if d.beside:
             pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
         weight_gradients(&k, d)
-        if not beside:                                          # the matrix of dx takes the place of the right operands
+        if not d.beside:
             if meet(&k):
                 return
             pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)

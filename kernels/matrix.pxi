@@ -140,7 +140,7 @@ cdef np.ndarray new_array(Py_ssize_t itemsize, bint cleared, Py_ssize_t a, Py_ss
 cdef np.ndarray new_rows(Py_ssize_t itemsize, Py_ssize_t T, Py_ssize_t B, Py_ssize_t width):
     """An array (T, B, width) that begins on a cache line: threads that share the batch write neighbouring rows."""
     cdef np.npy_intp[3] shape = [T, B, width]
-    cdef Memory memory = Memory(<object>T * B * width * itemsize)
+    cdef Memory memory = Memory(<object>T * B * width * itemsize, False)
     cdef np.ndarray a = np.PyArray_SimpleNewFromData(3, shape, number_of(itemsize), memory.data)
     np.set_array_base(a, memory)
     return a

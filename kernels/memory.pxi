@@ -28,16 +28,19 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.internal
 cdef class Memory:
     """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
-    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step."""
+    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step. What callers hold, as long as they
+    like, is none of these (`spare` false)."""
     cdef char *data
     cdef Py_ssize_t size
+    cdef bint spare
 
-    def __cinit__(self, size):
+    def __cinit__(self, size, bint spare=True):
         cdef int i
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        self.size = class_of(max(64, size))
-        for i in range(SPARES):
+        self.spare = spare
+        self.size = class_of(max(64, size)) if spare else max(64, size)
+        for i in range(SPARES if spare else 0):
             if self.size <= SPARE[i].size <= 2 * self.size:
                 self.data = SPARE[i].data
                 self.size = SPARE[i].size
@@ -55,7 +58,7 @@ cdef class Memory:
         cdef Spare mine
         mine.data = self.data
         mine.size = self.size
-        if SPARE_LEAST <= mine.size <= SPARE_MOST:
+        if self.spare and SPARE_LEAST <= mine.size <= SPARE_MOST:
             for i in range(SPARES):
                 if SPARE[i].size < SPARE[least].size:
                     least = i

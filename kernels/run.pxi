@@ -78,7 +78,8 @@ cdef struct Direction:
     # backward only
     Matrix dh[2]
     Matrix dx
-    char *right                 # right operands of dW
+    char *right                 # right operands of dW ...
+    bint beside                 # ... beside the matrix of dx, which else takes their place
     const char *dy
     Py_ssize_t dy_t, dy_b
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out

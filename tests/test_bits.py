@@ -96,6 +96,18 @@ def test_any_number_of_threads(core, p):
         assert_same(forward(core, p)[0], {name: want[name] for name in ("y", "h_n", "c_n")})
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_large_gradients(cell, compiled):
+    """Blocks of dW one after the other, and the matrix of dx where their operands were: nobody comes too early."""
+    core, p = compiled.module, problem(Case(cell, "float32", 70, 33, 300, 400, lengths="any", directions="forward"))
+    core.set_num_threads(1)
+    want = run(core, p)
+    for threads in THREADS[1:]:
+        core.set_num_threads(threads)
+        for _ in range(3):
+            assert_same(run(core, p), want)
+
+
 @each_cell
 def test_again(core, p):
     """Nothing is left over from one call to the next."""
