@@ -41,7 +41,8 @@ cdef enum:
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
-    LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then
+    LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then ...
+    LATE_ROWS = 1024        # ... and that so many rows at most pass by, all at once: what they leave then leaves L2
     PLAIN_TIMES = 9         # a matrix that is read less often, ...
     PLAIN_ROWS = 96         # ... and by no more rows in all, is not worth packing
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
@@ -149,6 +150,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         d.reverse = reverse
         d.packed = packed.sources is None
         d.training = training
+        d.chunk = CHUNK
         d.T = T
         d.B = B
         d.steps = plan.steps
@@ -184,8 +186,11 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         packed = layers[i]
         if not d.packed:
             l = &packed.layer
-            if run.groups == D and (plan.steps == 1 or plan.rows <= CHUNK):     # else each group packs its own
+            # not where each group would pack its own, nor where gate rows are more than the matrix that makes room
+            if run.groups == D and (plan.steps == 1 or plan.rows <= max(<Py_ssize_t>CHUNK, min(<Py_ssize_t>LATE_ROWS, I))):
                 put_off(&l.x, l.tiles, wanted)
+                if l.x.late:
+                    d.chunk = max(d.chunk, plan.rows)
             if run.groups == D and plan.steps == 1:
                 for s in range(l.cell.stages):
                     put_off(&l.h[s], l.tiles, wanted)

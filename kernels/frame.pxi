@@ -62,24 +62,24 @@ cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py
 
 cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
     """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
-    cdef Py_ssize_t n = max(CHUNK, LEFT_DEPTH_FAR)
+    cdef Py_ssize_t n = LEFT_DEPTH_FAR
     cdef int i
     for i in range(run.directions):
-        n = max(n, run.direction[i].B)
+        n = max(n, run.direction[i].B, run.direction[i].chunk)
         if run.backward:
             n = max(n, run.direction[i].layer.cell.gates * run.direction[i].layer.H)
     return n
 
 
 cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
-    cdef Py_ssize_t staged = 0, rows = max(CHUNK, LEFT_DEPTH_FAR), B = 0
+    cdef Py_ssize_t staged = 0, B = 0
     cdef Direction *d
     cdef int i
     for i in range(run.directions):
         d = &run.direction[i]
         B = max(B, d.B)
         if d.x_i != d.layer.tiles.itemsize:
-            staged = max(staged, max(rows, d.B) * d.layer.inputs * d.layer.tiles.itemsize)
+            staged = max(staged, max(LEFT_DEPTH_FAR, d.B, d.chunk) * d.layer.inputs * d.layer.tiles.itemsize)
         if run.backward:
             staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * d.layer.tiles.itemsize)
     return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
@@ -189,7 +189,7 @@ cdef class Frame:
         for i in range(run.directions):
             d = &run.direction[i]
             if not run.backward and not d.training:
-                chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
+                chunk = max(d.chunk, d.B) if d.steps > 1 else d.B
                 extra = extra + <object>chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize * per
         self.memory = Memory(size + extra + 128)
         cdef char *base = self.memory.data
@@ -222,7 +222,7 @@ cdef class Frame:
                 d = g.direction
                 if not d.training:
                     g.gates = base + at
-                    chunk = max(CHUNK, d.B) if d.steps > 1 else d.B
+                    chunk = max(d.chunk, d.B) if d.steps > 1 else d.B
                     at += chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
         return 0
 

@@ -63,6 +63,7 @@ cdef struct Direction:
     Layer layer
     bint reverse, packed, training
     Py_ssize_t T, B, steps      # the longest sequence has `steps`
+    Py_ssize_t chunk            # rows of x projected at once
     Py_ssize_t *order
     Py_ssize_t *length
     Py_ssize_t *active

@@ -210,7 +210,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             m = group_rows(g, d.active[s + 1]) if turn else 0
         elif s == chunk_end:
             chunk_rows = 0
-            while chunk_end < d.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= CHUNK):
+            while chunk_end < d.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= d.chunk):
                 chunk_rows += group_rows(g, d.active[chunk_end])
                 chunk_end += 1
             project(k, s, chunk_end, shared)
