@@ -7,7 +7,7 @@ below. Arguments come checked: all this refuses to judge them (streams excepted:
 no gate math, which lives in the tiles."""
 
 cimport cython
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 cimport numpy as np
 
@@ -49,7 +49,7 @@ cdef enum:
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 3              # blocks of memory kept for the next call, ...
     SPARE_LEAST = 256 * 1024        # ... each at least so large (the system hands out small ones without clearing) ...
-    SPARE_MOST = 40 * 1024 * 1024   # ... and at most
+    SPARE_MOST = 120 * 1024 * 1024  # ... and all together at most
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one

@@ -8,9 +8,18 @@ from tiles cimport cpu_large_pages
 
 cdef struct Spare:
     char *data
-    Py_ssize_t size             # 0: none
+    Py_ssize_t size
 
-cdef Spare[SPARES] SPARE        # touched with the GIL held
+cdef Spare[SPARES + 1] SPARE    # touched with the GIL held; the oldest first
+cdef int KEPT = 0
+
+
+cdef Spare take_spare(int i) noexcept:
+    global KEPT
+    cdef Spare taken = SPARE[i]
+    KEPT -= 1
+    memmove(&SPARE[i], &SPARE[i + 1], (KEPT - i) * sizeof(Spare))
+    return taken
 
 
 cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
@@ -28,23 +37,24 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.internal
 cdef class Memory:
     """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
-    next: fresh pages have to be cleared by the system, 2 to 6 % of a training step. What callers hold, as long as they
-    like, is none of these (`spare` false)."""
+    next, the latest where all are too much: fresh pages have to be cleared by the system, 2 to 6 % of a training step.
+    What callers hold, as long as they like, is none of these (`spare` false)."""
     cdef char *data
     cdef Py_ssize_t size
     cdef bint spare
 
     def __cinit__(self, size, bint spare=True):
         cdef int i
+        cdef Spare found
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
         self.spare = spare
         self.size = class_of(max(64, size)) if spare else max(64, size)
-        for i in range(SPARES if spare else 0):
+        for i in range(KEPT if spare else 0):
             if self.size <= SPARE[i].size <= 2 * self.size:
-                self.data = SPARE[i].data
-                self.size = SPARE[i].size
-                memset(&SPARE[i], 0, sizeof(Spare))
+                found = take_spare(i)
+                self.data = found.data
+                self.size = found.size
                 return
         cdef bint large = self.size >= 2 * LARGE_PAGE
         if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
@@ -55,18 +65,24 @@ cdef class Memory:
 
     def __dealloc__(self):
         cdef int i, least = 0
-        cdef Spare mine
-        mine.data = self.data
-        mine.size = self.size
-        if self.spare and SPARE_LEAST <= mine.size <= SPARE_MOST:
-            for i in range(SPARES):
-                if SPARE[i].size < SPARE[least].size:
-                    least = i
-            if SPARE[least].size < mine.size:
-                mine = SPARE[least]
-                SPARE[least].data = self.data
-                SPARE[least].size = self.size
-        free(mine.data)
+        cdef Py_ssize_t bytes = 0
+        if not self.spare or not SPARE_LEAST <= self.size <= SPARE_MOST:
+            free(self.data)
+            return
+        global KEPT
+        SPARE[KEPT].data = self.data
+        SPARE[KEPT].size = self.size
+        KEPT += 1
+        for i in range(KEPT):
+            bytes += SPARE[i].size
+            if SPARE[i].size < SPARE[least].size:
+                least = i
+        if KEPT > SPARES:
+            bytes -= SPARE[least].size
+            free(take_spare(least).data)
+        while bytes > SPARE_MOST:
+            bytes -= SPARE[0].size
+            free(take_spare(0).data)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
