@@ -100,6 +100,14 @@ void cpu_large_pages(void *block, size_t size) {
 #endif
 }
 
+void cpu_spare_pages(void *block, size_t size) {
+#if defined(MADV_FREE)
+    madvise(block, size, MADV_FREE); /* an offer: where it fails, they stay */
+#else
+    (void)block, (void)size;
+#endif
+}
+
 const char *cpu_compiler(void) {
 #if defined(__clang__)
     return "clang " __clang_version__;

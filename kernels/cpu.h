@@ -17,6 +17,8 @@ void cpu_leave(int threads);
 double cpu_seconds(void);
 /* Asks for large pages behind a block that is about to be written for the first time, where the system has them. */
 void cpu_large_pages(void *block, size_t size);
+/* Lets the system have the pages of a block, all whole, until they are written to again; what was there may be gone. */
+void cpu_spare_pages(void *block, size_t size);
 const char *cpu_compiler(void);
 
 /* Flush-to-zero for the time of a call: denormals cost up to a hundred cycles each, and gates need none. */

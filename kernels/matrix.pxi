@@ -134,14 +134,25 @@ cdef np.ndarray new_array(Py_ssize_t itemsize, bint cleared, Py_ssize_t a, Py_ss
     cdef int axes = 1 if b < 0 else 2 if c < 0 else 3
     if cleared:
         return np.PyArray_ZEROS(axes, shape, number_of(itemsize), 0)
+    if <double>a * (b if axes > 1 else 1) * (c if axes > 2 else 1) * itemsize > HELD_LEAST:
+        return held_array(itemsize, axes, shape)
     return np.PyArray_EMPTY(axes, shape, number_of(itemsize), 0)
 
 
 cdef np.ndarray new_rows(Py_ssize_t itemsize, Py_ssize_t T, Py_ssize_t B, Py_ssize_t width):
     """An array (T, B, width) that begins on a cache line: threads that share the batch write neighbouring rows."""
     cdef np.npy_intp[3] shape = [T, B, width]
-    cdef Memory memory = Memory(<object>T * B * width * itemsize, False)
-    cdef np.ndarray a = np.PyArray_SimpleNewFromData(3, shape, number_of(itemsize), memory.data)
+    return held_array(itemsize, 3, shape)
+
+
+cdef np.ndarray held_array(Py_ssize_t itemsize, int axes, np.npy_intp *shape):
+    """An array that begins on a cache line, in a block that comes back where it is large."""
+    cdef object size = itemsize                                 # a Python integer does not overflow
+    cdef int i
+    for i in range(axes):
+        size = size * shape[i]
+    cdef Memory memory = Memory(size, True)
+    cdef np.ndarray a = np.PyArray_SimpleNewFromData(axes, shape, number_of(itemsize), memory.data)
     np.set_array_base(a, memory)
     return a
 

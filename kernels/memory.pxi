@@ -1,9 +1,10 @@
-# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next.
+# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. What is
+# kept is marked as free: the system may take its pages when it is short of them, and then clears them as it does fresh ones.
 
 from libc.stdlib cimport free
 from posix.stdlib cimport posix_memalign
 
-from tiles cimport cpu_large_pages
+from tiles cimport cpu_large_pages, cpu_spare_pages
 
 
 cdef struct Spare:
@@ -14,12 +15,34 @@ cdef Spare[SPARES + 1] SPARE    # touched with the GIL held; the oldest first
 cdef int KEPT = 0
 
 
-cdef Spare take_spare(int i) noexcept:
+cdef Spare take_out(int i) noexcept:
     global KEPT
     cdef Spare taken = SPARE[i]
     KEPT -= 1
     memmove(&SPARE[i], &SPARE[i + 1], (KEPT - i) * sizeof(Spare))
     return taken
+
+
+cdef void keep(char *data, Py_ssize_t size) noexcept:
+    """For whoever comes next: of too many the smallest goes, where all are too much the oldest."""
+    global KEPT
+    cdef Py_ssize_t bytes = 0
+    cdef int i, least = 0
+    if size >= 2 * LARGE_PAGE:
+        cpu_spare_pages(data, size // LARGE_PAGE * LARGE_PAGE)
+    SPARE[KEPT].data = data
+    SPARE[KEPT].size = size
+    KEPT += 1
+    for i in range(KEPT):
+        bytes += SPARE[i].size
+        if SPARE[i].size < SPARE[least].size:
+            least = i
+    if KEPT > SPARES:
+        bytes -= SPARE[least].size
+        free(take_out(least).data)
+    while bytes > SPARE_MOST:
+        bytes -= SPARE[0].size
+        free(take_out(0).data)
 
 
 cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
@@ -37,22 +60,22 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.internal
 cdef class Memory:
     """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
-    next, the latest where all are too much: fresh pages have to be cleared by the system, 2 to 6 % of a training step.
-    What callers hold, as long as they like, is none of these (`spare` false)."""
+    next: fresh pages have to be cleared by the system, 2 to 9 % of a training step. What callers hold, as long as they
+    like (`held`), is no larger than they asked for."""
     cdef char *data
     cdef Py_ssize_t size
-    cdef bint spare
+    cdef Py_ssize_t least       # of those that are kept
 
-    def __cinit__(self, size, bint spare=True):
+    def __cinit__(self, size, bint held=False):
         cdef int i
         cdef Spare found
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        self.spare = spare
-        self.size = class_of(max(64, size)) if spare else max(64, size)
-        for i in range(KEPT if spare else 0):
-            if self.size <= SPARE[i].size <= 2 * self.size:
-                found = take_spare(i)
+        self.least = HELD_LEAST if held else SPARE_LEAST
+        self.size = max(64, size) if held else class_of(max(64, size))
+        for i in range(KEPT - 1, -1, -1):                       # the latest is the likeliest to be in cache
+            if self.size <= SPARE[i].size <= (self.size if held else 2 * self.size):
+                found = take_out(i)
                 self.data = found.data
                 self.size = found.size
                 return
@@ -64,25 +87,10 @@ cdef class Memory:
             cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 
     def __dealloc__(self):
-        cdef int i, least = 0
-        cdef Py_ssize_t bytes = 0
-        if not self.spare or not SPARE_LEAST <= self.size <= SPARE_MOST:
+        if self.least <= self.size <= SPARE_MOST:
+            keep(self.data, self.size)
+        else:
             free(self.data)
-            return
-        global KEPT
-        SPARE[KEPT].data = self.data
-        SPARE[KEPT].size = self.size
-        KEPT += 1
-        for i in range(KEPT):
-            bytes += SPARE[i].size
-            if SPARE[i].size < SPARE[least].size:
-                least = i
-        if KEPT > SPARES:
-            bytes -= SPARE[least].size
-            free(take_spare(least).data)
-        while bytes > SPARE_MOST:
-            bytes -= SPARE[0].size
-            free(take_spare(0).data)
 
 
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:

@@ -97,4 +97,5 @@ cdef extern from "cpu.h" nogil:
     fp_state fp_flush_denormals()
     void fp_restore(fp_state state)
     void cpu_large_pages(void *block, size_t size)
+    void cpu_spare_pages(void *block, size_t size)
     const char *cpu_compiler()
