@@ -20,6 +20,7 @@
 #define MOST_ROWS 8
 #define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
+#define ROWS_AT_ONCE 8   /* of a matrix that is packed by rows */
 #define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
 /* What stays the same over the tiles of one product. */
@@ -337,20 +338,23 @@ static void N(pack_transposed)(const pack_t *p) {
     }
 }
 
+/* All columns of a few rows, then of the next: down a panel would be a page a line, and no prefetcher follows that. */
 static void N(pack_rows)(const pack_t *p) {
-    for (ptrdiff_t v = p->first; v < p->last;) {
-        const ptrdiff_t panel = v / p->width, within = v % p->width;
-        const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
-        const ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
-        REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
-        for (ptrdiff_t k = 0; k < p->depth; k++, to += full * LANES) {
-            const REAL *from = (const REAL *)p->row[k] + v * LANES;
-            for (ptrdiff_t i = 0; i < width; i++) {
-                const ptrdiff_t lanes = p->columns - (v + i) * LANES;
-                N(store)(to + i * LANES, lanes > 0 ? N(load_upto)(from + i * LANES, lanes) : N(all)(0));
+    const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
+    for (ptrdiff_t k0 = 0; k0 < p->depth; k0 += ROWS_AT_ONCE) {
+        const ptrdiff_t k1 = p->depth - k0 < ROWS_AT_ONCE ? p->depth : k0 + ROWS_AT_ONCE;
+        for (ptrdiff_t panel = before, v = p->first, end; v < p->last; panel += p->width, v = end) {
+            const ptrdiff_t full = p->vectors - panel < p->width ? p->vectors - panel : p->width;
+            REAL *to = (REAL *)p->out + (panel * p->depth + k0 * full + v - panel) * LANES;
+            end = panel + full < p->last ? panel + full : p->last;
+            for (ptrdiff_t k = k0; k < k1; k++, to += full * LANES) {
+                const REAL *from = (const REAL *)p->row[k] + v * LANES;
+                for (ptrdiff_t i = 0; i < end - v; i++) {
+                    const ptrdiff_t lanes = p->columns - (v + i) * LANES;
+                    N(store)(to + i * LANES, lanes > 0 ? N(load_upto)(from + i * LANES, lanes) : N(all)(0));
+                }
             }
         }
-        v += width;
     }
 }
 
@@ -407,6 +411,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef MOST_ROWS
 #undef WIDEST_NARROW
 #undef DEEP
+#undef ROWS_AT_ONCE
 #undef NEAR
 #undef TILE
 #undef TILES_OF
