@@ -139,7 +139,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             weights.append((w[0], w[1]))
         layers.append(packed)
     cdef Py_ssize_t H = (<Packed>layers[0]).layer.H, I = (<Packed>layers[0]).layer.inputs, size = x.itemsize
-    cdef np.ndarray y = new_array(size, False, T, B, D * H) if wanted == 1 or B == 1 else new_rows(size, T, B, D * H)
+    cdef np.ndarray y = new_array(size, False, T, B, D * H) if wanted == 1 or plan.rows == 1 else new_rows(size, T, B, D * H)
     cdef np.ndarray h_n = new_array(size, False, D, B, H)
     cdef np.ndarray c_n = new_array(size, False, D, B, H) if (<Packed>layers[0]).layer.cell.states == 2 else None
     for i in range(D):

@@ -238,49 +238,53 @@ static void N(narrow_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_of
     }
 }
 
-/* Vectors [first, last) of one K block. */
+/* Divisions by constants: one by a variable takes dozens of cycles. */
+static inline ptrdiff_t N(panel_of)(ptrdiff_t v, ptrdiff_t width) {
+    return width == 4 ? v / 4 : width == 3 ? v / 3 : width == 2 ? v / 2 : v;
+}
+
+/* Vectors [first, last) of one K block, panel by panel, from the first or from the last. */
 static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
     const REAL *const w = (const REAL *)p->w;
-    const ptrdiff_t K = p->segments * p->depth;
-    /* one row takes two panels at a time, for enough chains; many panels out of L2 come faster in a single stream */
-    const int pairs = VECTOR_BYTES < 64 || p->ld || p->last - p->first <= 4 * p->width ||
-                      (p->last - p->first) * K * VECTOR_BYTES <= NEAR;
-    ptrdiff_t v = p->first, panel = v ? v / p->width : 0, within = v - panel * p->width;
-    while (v < p->last) {
-        const ptrdiff_t full = p->vectors - panel * p->width < p->width ? p->vectors - panel * p->width : p->width;
-        const REAL *from = p->ld ? w + k0 * p->ld + v * LANES : w + (panel * p->width * K + k0 * full + within) * LANES;
-        const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + within * p->out_step;
-        const ptrdiff_t together = p->width == 2 ? 4 : 2;
+    const ptrdiff_t K = p->segments * p->depth, count = p->width == 2 ? 4 : 2, together = count * p->width;
+    /* one row takes two panels at a time, for enough chains; four chains are enough where L2 gives what is in order */
+    const int pairs = p->rows == 1 && p->width > 1 &&
+                      (VECTOR_BYTES < 64 || p->ld || p->width == 3 || p->last - p->first <= 4 * p->width ||
+                       (p->last - p->first) * K * VECTOR_BYTES <= NEAR);
+    for (ptrdiff_t low = p->first, high = p->last; low < high;) {
+        ptrdiff_t panel = N(panel_of)(p->backwards ? high - 1 : low, p->width), before = panel * p->width;
+        const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
+        ptrdiff_t v = before > low ? before : low, end = before + full < high ? before + full : high;
+        const ptrdiff_t pair = p->backwards ? end - together : v;
+        const int wide = pairs && v == before && end == before + p->width && pair >= low && pair + together <= high &&
+                         (!p->columns || (pair + together) * LANES <= p->columns);
+        if (wide) {
+            if (p->backwards) panel -= count - 1;
+            v = before = pair;
+            end = pair + together;
+        } else if (p->rows > 1 && end - v == 4 && WIDEST < 4) {
+            if (p->backwards) v += WIDEST;
+            else end -= WIDEST;
+        }
+        const REAL *from = p->ld ? w + k0 * p->ld + v * LANES : w + (before * K + k0 * full + v - before) * LANES;
+        const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + (v - before) * p->out_step;
         g->w_step = p->ld ? p->ld : full * LANES;
         g->w_panel = p->ld ? full * LANES : full * LANES * K;
-        if (p->narrow && full < p->width) {
+        if (wide) {
+            const N(tile_fn) tile = p->width == 4 ? N(tile_1x4_two) : p->width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
+            tile(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
+        } else if (p->narrow && full < p->width) {
             N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
-            return;
-        }
-        if (p->rows == 1 && pairs && within == 0 && p->width > 1 && v + together * p->width <= p->last &&
-            (!p->columns || (v + together * p->width) * LANES <= p->columns)) {
-            const N(tile_fn) wide = p->width == 4   ? N(tile_1x4_two)
-                                    : p->width == 3 ? N(tile_1x3_two)
-                                                    : N(tile_1x2_four);
-            wide(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
-            v += together * p->width;
-            panel += together;
-            continue;
-        }
-        ptrdiff_t width = full - within < p->last - v ? full - within : p->last - v;
-        if (p->rows > 1 && width == 4 && WIDEST < 4) width = WIDEST;
-        const char *next = !p->prefetch                  ? NULL
-                           : v - within + full < p->last ? (const char *)(from - within * LANES + g->w_panel)
+        } else {
+            const char *next = !p->prefetch              ? NULL
+                               : before + full < p->last ? (const char *)(from - (v - before) * LANES + g->w_panel)
                                                          : after;
-        if (next) next += within * g->depth * VECTOR_BYTES; /* half a panel fetches half of the next */
-        N(rows_of_tiles)(p, g, a_offset, from, width, out_offset, p->columns ? p->columns - v * LANES : width * LANES,
-                         next);
-        v += width;
-        within += width;
-        if (within == p->width) {
-            panel++;
-            within = 0;
+            if (next) next += (v - before) * g->depth * VECTOR_BYTES; /* half a panel fetches half of the next */
+            const ptrdiff_t columns = p->columns ? p->columns - v * LANES : (end - v) * LANES;
+            N(rows_of_tiles)(p, g, a_offset, from, end - v, out_offset, columns, next);
         }
+        if (p->backwards) high = v;
+        else low = end;
     }
 }
 

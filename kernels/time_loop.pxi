@@ -22,6 +22,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
     cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
     p.prefetch = False
+    p.backwards = backwards and rows < FEW_ROWS and not m.late
     if m.plain:
         pass                                                    # all columns of a few rows at a time
     elif m.late:
