@@ -286,8 +286,6 @@ def backward(Tape tape, dy, dh_n, dc_n):
             at += matrix_bytes(&d.dh[s], l.tiles)
         if grad_y is not None:
             d.dy = <char *>np.PyArray_DATA(grad_y) + i * H * size
-            d.dy_t = B * D * H * size
-            d.dy_b = D * H * size
         d.grad_x = <char *>np.PyArray_DATA(dx)
         d.gx_t = B * I * size
         d.gx_b = I * size

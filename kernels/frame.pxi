@@ -82,7 +82,7 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
             staged = max(staged, max(LEFT_DEPTH_FAR, d.B, d.chunk) * d.layer.inputs * d.layer.tiles.itemsize)
         if run.backward:
             staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * d.layer.tiles.itemsize)
-    return (2 * pointer_rows(run) + 9 * B) * sizeof(void *) + (staged + 127) // 64 * 64
+    return (2 * pointer_rows(run) + 10 * B) * sizeof(void *) + (staged + 127) // 64 * 64
 
 
 cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
@@ -96,7 +96,8 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
         B = max(B, run.direction[i].B)
     k.a = at
     k.out = k.a + pointer_rows(run)
-    k.gates = k.out + pointer_rows(run)
+    k.y = <char **>(k.out + pointer_rows(run))
+    k.gates = <void **>(k.y + B)
     k.h_prev = k.gates + B
     k.h = k.h_prev + B
     k.c_prev = k.h + B
@@ -126,6 +127,21 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
     return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+
+
+cdef void deal(Group *g, int groups) noexcept:
+    """The batch of one direction to so many groups. The longest sequences come first, and all groups get about as many
+    valid steps: few long sequences, or many short ones, which are few steps of many rows."""
+    cdef Direction *d = g.direction
+    cdef Py_ssize_t j = 0, before = 0
+    cdef int i
+    for i in range(groups):
+        g[i].begin = j
+        while j < d.B and (2 * before + d.length[d.order[j]]) * groups <= 2 * d.offset[d.steps] * (i + 1):
+            before += d.length[d.order[j]]
+            j += 1
+        g[i].rows = j - g[i].begin
+        g[i].steps = d.length[d.order[g[i].begin]] if g[i].rows else 0
 
 
 cdef void divide(Run *run, int wanted):
@@ -202,18 +218,14 @@ cdef class Frame:
             g = &run.group[i]
             memset(g, 0, sizeof(Group))
             g.direction = &run.direction[i // per]
-            g.first = i % per
-            g.every = per
-            d = g.direction
-            if d.offset[d.steps] == d.T * d.B:
-                g.begin = part(d.B, i % per, per)
-                g.rows = part(d.B, i % per + 1, per) - g.begin
             g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
             g.most = (g.units + run.width - 1) // run.width
             g.even = g.units // run.width * run.width
             g.even_panels = g.units if run.width == 1 else g.units // (PANEL * run.width) * PANEL * run.width
             g.lines = <barrier_line *>(base + at)
             at += run.width * sizeof(barrier_line)
+        for i in range(run.directions):
+            deal(&run.group[i * per], per)
         run.scratch = base + at
         at += run.size * run.scratch_bytes
         if not run.backward:

@@ -81,8 +81,7 @@ cdef struct Direction:
     Matrix dx
     char *right                 # right operands of dW ...
     bint beside                 # ... beside the matrix of dx, which else takes their place
-    const char *dy
-    Py_ssize_t dy_t, dy_b
+    const char *dy              # laid out like y
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
     char *d_c
     char *d_rh
@@ -95,10 +94,9 @@ cdef struct Direction:
 
 
 cdef struct Group:
-    # Rows of the batch, all steps of one direction, shared by `width` threads.
+    # Neighbours in the plan's order, all steps of one direction, shared by `width` threads.
     Direction *direction
-    Py_ssize_t rows, begin      # neighbours, where all sequences are of one length, ...
-    Py_ssize_t first, every     # ... and else (rows = 0) one of every so many
+    Py_ssize_t begin, rows, steps       # of the batch; the first is the longest
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
@@ -132,6 +130,7 @@ cdef struct Worker:
     # row pointers, carved out of the rank's scratch
     void **a
     void **out
+    char **y                    # h before the first step, if y went on that far
     void **gates
     void **h_prev
     void **h
@@ -190,20 +189,8 @@ cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
 
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
-    cdef Py_ssize_t full
-    if g.rows:
-        return g.rows
-    if g.every == 1:
-        return active
-    full = active // g.every
-    return full + (row_of(g, full) < active)
-
-
-cdef inline Py_ssize_t row_of(Group *g, Py_ssize_t i) noexcept nogil:
-    """The group's row i, in plan order: there and back, so that no group has the longer sequence every time."""
-    if g.rows:
-        return g.begin + i
-    return i * g.every + (g.every - 1 - g.first if i & 1 else g.first)
+    """Rows at work in a step, of so many at work in all."""
+    return max(<Py_ssize_t>0, min(active - g.begin, g.rows))
 
 
 cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:

@@ -116,7 +116,7 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     b = part(g.units, k.seat + 1, k.run.width) * l.tiles.lanes * size
     for s in range(start, end):
         for i in range(group_rows(g, d.active[s])):
-            j = row_of(g, i)
+            j = g.begin + i
             row = x_row(d, j, s)
             if d.x_i != size:
                 row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
@@ -168,6 +168,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef const tiles_t *tiles = l.tiles
     cdef Py_ssize_t size = tiles.itemsize
     cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
+    cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
     cdef int t
     cdef bint back = run.backward, shared, uneven
@@ -189,6 +190,8 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     q.dh = k.dh
     q.dc = k.dc
     q.drh = k.drh
+    for i in range(group_rows(g, d.active[0]) if g.steps else 0):
+        k.y[i] = y_row(d, g.begin + i, 0) - step
     for t in range(cell.stages):
         if back:
             take(&p[t], &d.dh[t], tiles)
@@ -200,10 +203,10 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             into_gates(&p[t], &l.h[t], l, cell.h[t].segment)
             p[t].accumulate = 1
             p[t].out = k.gates
-        p[t].a = <const void **>k.a
+        p[t].a = <const void **>(k.h_prev if not back and cell.source[t] < 0 else k.a)
 
-    for turn in range(d.steps):
-        s = d.steps - 1 - turn if back else turn
+    for turn in range(g.steps):
+        s = g.steps - 1 - turn if back else turn
         n = group_rows(g, d.active[s])
         m = n
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
@@ -211,7 +214,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             m = group_rows(g, d.active[s + 1]) if turn else 0
         elif s == chunk_end:
             chunk_rows = 0
-            while chunk_end < d.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= d.chunk):
+            while chunk_end < g.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= d.chunk):
                 chunk_rows += group_rows(g, d.active[chunk_end])
                 chunk_end += 1
             project(k, s, chunk_end, shared)
@@ -220,10 +223,10 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             at = 0
 
         for i in range(n):
-            j = row_of(g, i)
+            j = g.begin + i
             k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
-            k.h_prev[i] = y_row(d, j, s - 1)
-            k.h[i] = y_row(d, j, s)
+            k.h_prev[i] = k.y[i] + s * step if s else y_row(d, j, -1)
+            k.h[i] = k.y[i] + (s + 1) * step
             if cell.states == 2:
                 k.c_prev[i] = tape_c(d, j, s - 1)
                 k.c[i] = tape_c(d, j, s)
@@ -234,7 +237,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 if cell.stages == 2:
                     k.drh[i] = d.d_rh + j * segment_bytes
                 if d.dy:
-                    k.dy[i] = <void *>(d.dy + time_of(d, d.order[j], s) * d.dy_t + d.order[j] * d.dy_b)
+                    k.dy[i] = <void *>(d.dy + (<char *>k.h[i] - d.y))
         at += n
 
         for t in range(cell.stages):
@@ -242,24 +245,24 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             p[t].rows = m if t == 0 else n
             if back:
                 for i in range(p[t].rows):
-                    j = row_of(g, i)
+                    j = g.begin + i
                     k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
                 stage(k, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
             else:
-                for i in range(n):
-                    k.a[i] = k.h_prev[i] if cell.source[t] < 0 else <char *>k.gates[i] + cell.source[t] * segment_bytes
+                for i in range(n if cell.source[t] >= 0 else 0):
+                    k.a[i] = <char *>k.gates[i] + cell.source[t] * segment_bytes
                 stage(k, &l.h[t], &p[t], &q, tiles.forward[l.kind][t], shared, turn & 1)
             if barrier(k):
                 return True
 
-    if back and d.steps:                                        # dh0: what step 0 sends
+    if back and g.steps:                                        # dh0: what step 0 sends
         n = group_rows(g, d.active[0])
         for i in range(n):
-            j = row_of(g, i)
+            j = g.begin + i
             k.a[i] = tape_row(d, j, 0) + cell.dh[0].segment * segment_bytes
             k.dh[i] = d.d_h + j * segment_bytes
         p[0].rows = n
         q.rows = 0
-        stage(k, &d.dh[0], &p[0], &q, NULL, False, d.steps & 1)
+        stage(k, &d.dh[0], &p[0], &q, NULL, False, g.steps & 1)
         return k.run.interrupted if run.width == 1 else False
     return False
