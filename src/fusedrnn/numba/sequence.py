@@ -85,7 +85,7 @@ DIRECTION = record(
     # states (B, H), contiguous, given and asked for: h_n and c_n forward; dh_n and dc_n, dh0 and dc0 backward
     *("given_h", "given_c", "out_h", "out_c", "T"),
 )
-GROUP = record("direction", "first", "every", "units", "most", "gates", "lines", "stop0", "stop1")
+GROUP = record("direction", "begin", "rows", "steps", "units", "most", "gates", "lines", "stop0", "stop1")
 RUN = np.dtype(
     [
         *((name, np.int64) for name in ("size", "width", "groups", "backward", "directions", "direction0")),
@@ -491,18 +491,9 @@ def even(n, size):
 
 @inlined
 def group_rows(g, active):
+    """Rows of a group at work in a step, of so many at work in all."""
     q = at(g, GROUP)
-    if q.every == 1:
-        return active
-    full = active // q.every
-    return full + (1 if row_of(g, full) < active else 0)
-
-
-@inlined
-def row_of(g, i):
-    """The group's row i, in plan order: there and back, so that no group has the longer sequence every time."""
-    q = at(g, GROUP)
-    return i * q.every + (q.every - 1 - q.first if i & 1 else q.first)
+    return max(0, min(active - q.begin, q.rows))
 
 
 @inner
@@ -673,7 +664,7 @@ def project(k, start, end, shared):
     n = 0
     for s in range(start, end):
         for i in range(group_rows(w.group, get(q.active, s))):
-            j = row_of(w.group, i)
+            j = group.begin + i
             row = x_row(d, j, s)
             if q.x_i != size:
                 row = stage_row(d, row, w.buffer + n * l.inputs * size, l.inputs)
@@ -758,8 +749,8 @@ def time_loop(k, g, seat):
             product.out = w.gates
         product.a = w.a
 
-    for turn in range(q.steps):
-        s = q.steps - 1 - turn if back else turn
+    for turn in range(group.steps):
+        s = group.steps - 1 - turn if back else turn
         n = group_rows(g, get(q.active, s))
         m_rows = n
         shared = run.width > 1 and 1.0 * n * l.H * lanes * PANEL > SHARED_WORK
@@ -767,7 +758,7 @@ def time_loop(k, g, seat):
             m_rows = group_rows(g, get(q.active, s + 1)) if turn else 0
         elif s == chunk_end:
             chunk_rows = 0
-            while chunk_end < q.steps:
+            while chunk_end < group.steps:
                 more = group_rows(g, get(q.active, chunk_end))
                 if chunk_rows and chunk_rows + more > CHUNK:
                     break
@@ -779,7 +770,7 @@ def time_loop(k, g, seat):
             at_row = 0
 
         for i in range(n):
-            j = row_of(g, i)
+            j = group.begin + i
             put(w.gates, i, tape_row(d, j, s) if training else group.gates + (at_row + i) * gate_bytes)
             put(w.h_prev, i, y_row(d, j, s - 1))
             put(w.h, i, y_row(d, j, s))
@@ -806,7 +797,7 @@ def time_loop(k, g, seat):
             if back:
                 segment = get(cell, SHARE_DH + t * SHARE_WORDS + 1) * segment_bytes
                 for i in range(rows):
-                    j = row_of(g, i)
+                    j = group.begin + i
                     put(w.a, i, tape_row(d, j, s + 1 if t == 0 else s) + segment)
                 m = q.dh1 if t else q.dh0
             else:
@@ -818,16 +809,16 @@ def time_loop(k, g, seat):
             if barrier(k):
                 return True
 
-    if back and q.steps:  # dh0: what step 0 sends
+    if back and group.steps:  # dh0: what step 0 sends
         n = group_rows(g, get(q.active, 0))
         segment = get(cell, SHARE_DH + 1) * segment_bytes
         for i in range(n):
-            j = row_of(g, i)
+            j = group.begin + i
             put(w.a, i, tape_row(d, j, 0) + segment)
             put(w.dh, i, q.d_h + j * segment_bytes)
         at(products, PRODUCT).rows = n
         point.rows = 0
-        stage(k, q.dh0, products, pointwise, False, q.steps & 1 == 1)
+        stage(k, q.dh0, products, pointwise, False, group.steps & 1 == 1)
         return run.width == 1 and interrupted(k) != 0
     return False
 
@@ -1233,6 +1224,25 @@ def work_bytes(run):
 
 
 @inner
+def deal(g, groups):
+    """The batch of one direction to so many groups. The longest sequences come first, and all groups get about as many
+    valid steps: few long sequences, or many short ones, which are few steps of many rows."""
+    d = at(at(g, GROUP).direction, DIRECTION)
+    j, before = 0, 0
+    for i in range(groups):
+        q = at(g + i * GROUP_BYTES, GROUP)
+        q.begin = j
+        while j < d.B:
+            length = get(d.length, get(d.order, j))
+            if (2 * before + length) * groups > 2 * get(d.offset, d.steps) * (i + 1):
+                break
+            before += length
+            j += 1
+        q.rows = j - q.begin
+        q.steps = get(d.length, get(d.order, q.begin)) if q.rows else 0
+
+
+@inner
 def open_run(run, memory):
     """Carve barriers, scratch and gate rows out of memory."""
     r = at(run, RUN)
@@ -1251,8 +1261,6 @@ def open_run(run, memory):
         q = at(r.group + i * GROUP_BYTES, GROUP)
         d = direction_of(run, i // per)
         q.direction = d
-        q.first = i % per
-        q.every = per
         l = at(at(d, DIRECTION).layer, LAYER)
         q.units = (l.H + l.lanes - 1) // l.lanes
         q.most = (q.units + r.width - 1) // r.width
@@ -1262,6 +1270,8 @@ def open_run(run, memory):
         if not r.backward and not at(d, DIRECTION).training:
             q.gates = memory
             memory += chunk_bytes(d)
+    for i in range(r.directions):
+        deal(r.group + i * per * GROUP_BYTES, per)
 
 
 @inner
