@@ -270,17 +270,20 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + (v - before) * p->out_step;
         g->w_step = p->ld ? p->ld : full * LANES;
         g->w_panel = p->ld ? full * LANES : full * LANES * K;
-        if (wide) {
-            const N(tile_fn) tile = p->width == 4 ? N(tile_1x4_two) : p->width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
-            tile(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
-        } else if (p->narrow && full < p->width) {
+        const ptrdiff_t columns = p->columns ? p->columns - v * LANES : (end - v) * LANES;
+        if (p->narrow && full < p->width) {
             N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
+        } else if (p->rows == 1 && columns >= (end - v) * LANES) {
+            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[0][end - v][1]
+                                    : p->width == 4 ? N(tile_1x4_two)
+                                    : p->width == 3 ? N(tile_1x3_two)
+                                                    : N(tile_1x2_four);
+            tile(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
         } else {
             const char *next = !p->prefetch              ? NULL
                                : before + full < p->last ? (const char *)(from - (v - before) * LANES + g->w_panel)
                                                          : after;
             if (next) next += (v - before) * g->depth * VECTOR_BYTES; /* half a panel fetches half of the next */
-            const ptrdiff_t columns = p->columns ? p->columns - v * LANES : (end - v) * LANES;
             N(rows_of_tiles)(p, g, a_offset, from, end - v, out_offset, columns, next);
         }
         if (p->backwards) high = v;
