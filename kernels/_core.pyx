@@ -7,7 +7,7 @@ below. Arguments come checked: all this refuses to judge them (streams excepted:
 no gate math, which lives in the tiles."""
 
 cimport cython
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 cimport numpy as np
 
@@ -41,15 +41,15 @@ cdef enum:
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call
-    LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then ...
-    LATE_ROWS = 1024        # ... and that so many rows at most pass by, all at once: what they leave then leaves L2
+    LATE_BYTES = 256 * 1024     # for each thread of a packed matrix that is read once: more has left L2 by then
+    LATE_ROWS = 1024        # rows that pass by it at once, at most, nor more than its own: their gate rows leave L2
     PLAIN_TIMES = 9         # a matrix that is read less often, ...
     PLAIN_ROWS = 96         # ... and by no more rows in all, is not worth packing
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 8              # blocks of memory kept for the next call, ...
-    SPARE_LEAST = 256 * 1024        # ... each at least so large, as the system hands out smaller ones without clearing, ...
-    HELD_LEAST = 4 * 1024 * 1024   # ... which it does with larger ones too when they come and go as callers hold them, ...
+    SPARE_LEAST = 256 * 1024        # ... each at least so large, as the system hands out smaller ones uncleared, ...
+    HELD_LEAST = 4 * 1024 * 1024    # ... or so large, where it is a result, so that it is of large pages, ...
     SPARE_MOST = 256 * 1024 * 1024  # ... and all together at most
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
@@ -126,6 +126,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     cdef Memory memory
     cdef list layers = []
     cdef list weights = []
+    cdef bint late
     cdef int i, wanted = THREADS                                # which another thread may set meanwhile
     cdef char *at
     run.directions = D
@@ -139,7 +140,8 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             weights.append((w[0], w[1]))
         layers.append(packed)
     cdef Py_ssize_t H = (<Packed>layers[0]).layer.H, I = (<Packed>layers[0]).layer.inputs, size = x.itemsize
-    cdef np.ndarray y = new_array(size, False, T, B, D * H) if wanted == 1 or plan.rows == 1 else new_rows(size, T, B, D * H)
+    cdef bint one = wanted == 1 or plan.rows == 1
+    cdef np.ndarray y = new_array(size, False, T, B, D * H) if one else new_rows(size, T, B, D * H)
     cdef np.ndarray h_n = new_array(size, False, D, B, H)
     cdef np.ndarray c_n = new_array(size, False, D, B, H) if (<Packed>layers[0]).layer.cell.states == 2 else None
     for i in range(D):
@@ -187,8 +189,8 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
         packed = layers[i]
         if not d.packed:
             l = &packed.layer
-            # not where each group would pack its own, nor where gate rows are more than the matrix that makes room
-            if run.groups == D and (plan.steps == 1 or plan.rows <= max(<Py_ssize_t>CHUNK, min(<Py_ssize_t>LATE_ROWS, I))):
+            late = plan.steps == 1 or plan.rows <= max(<Py_ssize_t>CHUNK, min(<Py_ssize_t>LATE_ROWS, I))
+            if run.groups == D and late:                        # else each group would pack its own
                 put_off(&l.x, l.tiles, wanted)
                 if l.x.late:
                     d.chunk = max(d.chunk, plan.rows)

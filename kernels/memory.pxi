@@ -1,7 +1,8 @@
-# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. What is
-# kept is marked as free: the system may take its pages when it is short of them, and then clears them as it does fresh ones.
+# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. Large
+# pages among those are the system's to take when it is short of memory, until they are written to again.
 
 from libc.stdlib cimport free
+from libc.string cimport memmove
 from posix.stdlib cimport posix_memalign
 
 from tiles cimport cpu_large_pages, cpu_spare_pages

@@ -167,7 +167,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef Cell *cell = l.cell
     cdef const tiles_t *tiles = l.tiles
     cdef Py_ssize_t size = tiles.itemsize
-    cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, at = 0
+    cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, more, at = 0
     cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
     cdef int t
@@ -214,8 +214,11 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             m = group_rows(g, d.active[s + 1]) if turn else 0
         elif s == chunk_end:
             chunk_rows = 0
-            while chunk_end < g.steps and (chunk_rows == 0 or chunk_rows + group_rows(g, d.active[chunk_end]) <= d.chunk):
-                chunk_rows += group_rows(g, d.active[chunk_end])
+            while chunk_end < g.steps:
+                more = group_rows(g, d.active[chunk_end])
+                if chunk_rows and chunk_rows + more > d.chunk:
+                    break
+                chunk_rows += more
                 chunk_end += 1
             project(k, s, chunk_end, shared)
             if (shared or uneven) and barrier(k):

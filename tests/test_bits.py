@@ -35,7 +35,8 @@ BATCH_AXIS = {"y": 1, "h_n": 1, "c_n": 1, "x": 1, "h0": 0, "c0": 0}
 
 # T, B, I, H: small; ragged tiles; many rows of the input's product; a wide layer of few sequences, twice; a batch to
 # split; a batch and a layer to split; a layer whose threads do each other's work, until few sequences are left; whole
-# vectors, whose backward matrices few rows take as they come; a step of a layer too large to be packed beforehand.
+# vectors, whose backward matrices few rows take as they come; a step of a layer too large to be packed beforehand; more
+# rows of such a layer than are projected at once otherwise.
 SIZES = (
     (7, 3, 5, 9, "any", "both"),
     (5, 33, 17, 65, "none", "reverse"),
@@ -47,6 +48,7 @@ SIZES = (
     (4, 34, 6, 450, "any", "reverse"),
     (6, 20, 48, 144, "none", "both"),
     (1, 9, 300, 520, "none", "both"),
+    (9, 21, 260, 300, "any", "forward"),
 )
 
 
