@@ -1,5 +1,5 @@
-# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. Large
-# pages among those are the system's to take when it is short of memory, until they are written to again.
+# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. The
+# largest of these are the system's to take when it is short of memory, until they are written to again.
 
 from libc.stdlib cimport free
 from libc.string cimport memmove
@@ -29,7 +29,7 @@ cdef void keep(char *data, Py_ssize_t size) noexcept:
     global KEPT
     cdef Py_ssize_t bytes = 0
     cdef int i, least = 0
-    if size >= 2 * LARGE_PAGE:
+    if size >= OFFER_LEAST:
         cpu_spare_pages(data, size // LARGE_PAGE * LARGE_PAGE)
     SPARE[KEPT].data = data
     SPARE[KEPT].size = size
