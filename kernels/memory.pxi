@@ -61,7 +61,7 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.internal
 cdef class Memory:
     """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
-    next: fresh pages have to be cleared by the system, 2 to 9 % of a training step. What callers hold, as long as they
+    next: fresh pages have to be cleared by the system, 2 to 14 % of a training step. What callers hold, as long as they
     like (`held`), is no larger than they asked for."""
     cdef char *data
     cdef Py_ssize_t size
@@ -88,7 +88,7 @@ cdef class Memory:
             cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 
     def __dealloc__(self):
-        if self.least <= self.size <= SPARE_MOST:
+        if self.data != NULL and self.least <= self.size <= SPARE_MOST:     # NULL: there was no memory for it
             keep(self.data, self.size)
         else:
             free(self.data)

@@ -247,7 +247,7 @@ static inline ptrdiff_t N(panel_of)(ptrdiff_t v, ptrdiff_t width) {
 static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth, count = p->width == 2 ? 4 : 2, together = count * p->width;
-    /* one row takes two panels at a time, for enough chains; four chains are enough where L2 gives what is in order */
+    /* one row takes two panels at a time, for enough chains; but four chains are enough for a single stream out of L2 */
     const int pairs = p->rows == 1 && p->width > 1 &&
                       (VECTOR_BYTES < 64 || p->ld || p->width == 3 || p->last - p->first <= 4 * p->width ||
                        (p->last - p->first) * K * VECTOR_BYTES <= NEAR);

@@ -644,6 +644,35 @@ def test_memory_is_flat():
     python(FLAT)
 
 
+NO_MEMORY = """
+import resource
+
+w = [np.zeros(shape, np.float32) for shape in ((256, 1), (256, 64))]
+x = np.broadcast_to(np.float32(1), (512, 64, 1))  # y takes 8 MB, the tape 40
+fusedrnn.lstm_forward(x[:2], *w, training=True)  # threads and code are there
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), limits[1]))
+try:
+    fusedrnn.lstm_forward(x, *w, training=True)
+except MemoryError:
+    pass
+else:
+    raise AssertionError("expected a MemoryError")
+resource.setrlimit(resource.RLIMIT_AS, limits)
+for _ in range(2):
+    y, *_, tape = fusedrnn.lstm_forward(x, *w, training=True)
+    assert not y.any()
+    fusedrnn.lstm_backward(tape, np.ones_like(y))
+"""
+
+
+@pytest.mark.skipif(not LINUX or SANITIZED, reason="the sanitizer has terabytes of addresses of its own")
+def test_after_a_lack_of_memory():
+    """What could not be had is not kept for the next call."""
+    python(NO_MEMORY)
+
+
 def test_large_results_stay_their_callers(target):
     """Memory that comes back is used again, and only that: nothing of what was there shows, nothing held changes."""
     rng = np.random.default_rng(0)
