@@ -81,8 +81,8 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
     cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
     cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
-    cdef Py_ssize_t total = strips * cell.gates, strip, g, u0, u1, i, row0, depth, sixes_apart
-    cdef int which, segment, operand, packed_segment
+    cdef Py_ssize_t total = strips * cell.gates, turn, strip, g, u0, u1, i, row0, depth, sixes_apart
+    cdef int which, segment, operand, packed_segment, whose
     cdef Matrix right[3]
     cdef product_t p
     cdef char *grad
@@ -102,11 +102,13 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             pack_right(k, d, cell.right[2], &right[2], row0, row0 + depth)
         if meet(k):
             return
-        strip = -1
-        while not run.interrupted and next_turn(k, 0, &strip) < total:
-            g = strip // strips
-            u0 = 6 * (sixes * (strip - g * strips) // strips)
-            u1 = min(6 * (sixes * (strip - g * strips + 1) // strips), H)
+        turn = -1
+        whose = k.rank
+        while not run.interrupted and next_turn(k, 0, total, &whose, &turn):
+            strip = turn // cell.gates
+            g = turn - strip * cell.gates
+            u0 = 6 * (sixes * strip // strips)
+            u1 = min(6 * (sixes * (strip + 1) // strips), H)
             packed_segment = -1
             for which in range(2):
                 segment = cell.of_h[g] if which else cell.of_x[g]
@@ -149,6 +151,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
     cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
     cdef Py_ssize_t turn = -1, block, row, end, s, n, b
+    cdef int whose = k.rank
     cdef product_t p
     if d.dx.plain:
         blocks = min(rows, 1)
@@ -162,7 +165,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     p.prefetch = not d.dx.plain
     if not accumulate:
         clear_padding(k, d, d.grad_x, d.gx_t, d.gx_b, l.inputs)
-    while not run.interrupted and next_turn(k, 1, &turn) < blocks * parts:
+    while not run.interrupted and next_turn(k, 1, blocks * parts, &whose, &turn):
         block = turn // parts
         row = rows * block // blocks
         end = rows * (block + 1) // blocks

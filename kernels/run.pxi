@@ -177,10 +177,20 @@ cdef bint meet(Worker *k) noexcept nogil:
     return run.lines[0].stop[k.epoch & 1]
 
 
-cdef inline Py_ssize_t next_turn(Worker *k, int line, Py_ssize_t *turn) noexcept nogil:
-    """The next of the turns that the team takes between two of its barriers; start from -1."""
-    turn[0] = team_turn(&k.run.lines[line], k.epoch) if k.run.size > 1 else turn[0] + 1
-    return turn[0]
+cdef bint next_turn(Worker *k, int job, Py_ssize_t total, int *whose, Py_ssize_t *turn) noexcept nogil:
+    """The next of so many turns at a job between two of the team's barriers: out of the rank's own share, then of what the
+    others have not come to. Start from its own rank and -1; False when there are no more."""
+    cdef int size = k.run.size, line
+    if size == 1:
+        turn[0] += 1
+        return turn[0] < total
+    while whose[0] < k.rank + size:
+        line = whose[0] % size
+        turn[0] = part(total, line, size) + team_turn(&k.run.lines[line], k.epoch, job)
+        if turn[0] < part(total, line + 1, size):
+            return True
+        whose[0] += 1
+    return False
 
 
 cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:

@@ -273,7 +273,7 @@ void team_quiet(void) {
 
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch) {
     /* nobody takes turns of the epoch to come before all are here, and those of the last but one are over */
-    __atomic_store_n(&lines[rank].turns[epoch & 1], 0, __ATOMIC_RELAXED);
+    for (int job = 0; job < 2; job++) __atomic_store_n(&lines[rank].turns[epoch & 1][job], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&lines[rank].epoch, epoch, __ATOMIC_RELEASE);
     for (int r = 0; r < size; r++)
         for (unsigned polls = 0; r != rank && __atomic_load_n(&lines[r].epoch, __ATOMIC_ACQUIRE) < epoch; polls++)

@@ -53,14 +53,14 @@ static inline unsigned long epoch_now(const unsigned long *epoch) { return __ato
  * `epoch` counts 1, 2, 3, ... and is the same for all ranks. */
 typedef struct {
     _Alignas(128) unsigned long epoch;
-    long turns[2]; /* taken from this line, by parity of the epoch */
-    int stop[2];   /* the leader's word to the others, likewise: written before a barrier, read after it */
+    long turns[2][2]; /* taken from this line, by parity of the epoch and by job */
+    int stop[2];      /* the leader's word to the others, likewise: written before a barrier, read after it */
 } barrier_line;
 void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch);
-/* The next of a line's turns, 0, 1, 2, ...; each goes to one rank. A barrier winds all of them back to 0: `epoch` is that
- * of the last barrier, 0 before the first. */
-static inline long team_turn(barrier_line *line, unsigned long epoch) {
-    return __atomic_fetch_add(&line->turns[epoch & 1], 1, __ATOMIC_RELAXED);
+/* The next of a line's turns at one of two jobs, 0, 1, 2, ...; each goes to one rank. A barrier winds all of them back to
+ * 0: `epoch` is that of the last barrier, 0 before the first. */
+static inline long team_turn(barrier_line *line, unsigned long epoch, int job) {
+    return __atomic_fetch_add(&line->turns[epoch & 1][job], 1, __ATOMIC_RELAXED);
 }
 
 #endif

@@ -85,7 +85,7 @@ cdef extern from "team.h" nogil:
     void epoch_begin(unsigned long *epoch)
     unsigned long epoch_now(const unsigned long *epoch)
     void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch)
-    long team_turn(barrier_line *line, unsigned long epoch)
+    long team_turn(barrier_line *line, unsigned long epoch, int job)
 
 cdef extern from "cpu.h" nogil:
     const char *cpu_isa(int index)

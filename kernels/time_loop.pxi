@@ -46,7 +46,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
             blocks = (last - origin + span - 1) // span
         turn = -1
         while not k.run.interrupted:
-            turn = team_turn(&g.lines[whose], k.group_epoch) if shared else turn + 1
+            turn = team_turn(&g.lines[whose], k.group_epoch, 0) if shared else turn + 1
             if turn >= blocks:
                 break
             a = origin + (blocks - 1 - turn if backwards else turn) * span
