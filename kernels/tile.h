@@ -18,6 +18,9 @@
 #define ROWS_OF_2 6
 #endif
 #define MOST_ROWS 8
+#define PLAIN 0 /* kinds of tiles */
+#define FETCH 1
+#define SEGMENTS 2
 #define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define ROWS_AT_ONCE 8   /* of a matrix that is packed by rows */
@@ -25,16 +28,17 @@
 
 /* What stays the same over the tiles of one product. */
 typedef struct {
-    ptrdiff_t a_step, depth;
-    ptrdiff_t w_step, w_panel; /* from k to k+1 and from a panel to the next */
+    ptrdiff_t a_step, depth, segments, a_segment; /* so many segments of `depth` k, and from one to the next */
+    ptrdiff_t w_step, w_panel;                    /* from k to k+1 and from a panel to the next */
     ptrdiff_t out_panel, out_step;
     const REAL *init;
     int accumulate;
     ptrdiff_t fetch_step; /* bytes from k to k+1 in the panel to come */
 } N(walk);
 
-/* One tile: R rows, P panels of V vectors. R, P, V and `fetch` are constants wherever this is inlined. */
-INLINE void N(tile)(const int R, const int P, const int V, const int fetch, const N(walk) *g, const REAL *const *a,
+/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another goes through several segments. R, P,
+ * V and the kind are constants wherever this is inlined. */
+INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
     N(vec) sum[MOST_ROWS][8];
     const REAL *left[MOST_ROWS];
@@ -52,26 +56,31 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
             }
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
-    ptrdiff_t at = 0;
+    for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
+        ptrdiff_t at = 0;
 #pragma GCC unroll 4
-    for (ptrdiff_t k = 0; k < g->depth; k++) {
-        if (fetch) {
-            __builtin_prefetch(next, 0, 2);
-            next += fetch_step;
-        }
-        N(vec) weight[8];
+        for (ptrdiff_t k = 0; k < g->depth; k++) {
+            if (kind != PLAIN) {
+                __builtin_prefetch(next, 0, 2);
+                next += fetch_step;
+            }
+            N(vec) weight[8];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; p++)
+            for (int p = 0; p < P; p++)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
+                for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
 #pragma GCC unroll 8
-        for (int r = 0; r < R; r++) {
-            const N(vec) x = N(all)(left[r][at]);
+            for (int r = 0; r < R; r++) {
+                const N(vec) x = N(all)(left[r][at]);
 #pragma GCC unroll 8
-            for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+                for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+            }
+            w += w_step;
+            at += a_step;
         }
-        w += w_step;
-        at += a_step;
+        if (--more == 0) break;
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) left[r] += g->a_segment;
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++)
@@ -85,88 +94,45 @@ INLINE void N(tile)(const int R, const int P, const int V, const int fetch, cons
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
                            const char *);
 
-#define TILE(R, P, V, FETCH, NAME)                                                                                     \
+#define TILE(R, P, V, KIND, NAME)                                                                                      \
     static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset,          \
                                                   const REAL *w, REAL *const *out, ptrdiff_t out_offset,               \
                                                   const char *next) {                                                  \
-        N(tile)(R, P, V, FETCH, g, a, a_offset, w, out, out_offset, next);                                             \
+        N(tile)(R, P, V, KIND, g, a, a_offset, w, out, out_offset, next);                                              \
     }
-#define TILES_OF(V)                                                                                                    \
-    TILE(1, 1, V, 0, tile_1x##V)                                                                                       \
-    TILE(2, 1, V, 0, tile_2x##V)                                                                                       \
-    TILE(3, 1, V, 0, tile_3x##V)                                                                                       \
-    TILE(4, 1, V, 0, tile_4x##V)                                                                                       \
-    TILE(5, 1, V, 0, tile_5x##V)                                                                                       \
-    TILE(6, 1, V, 0, tile_6x##V)                                                                                       \
-    TILE(7, 1, V, 0, tile_7x##V)                                                                                       \
-    TILE(8, 1, V, 0, tile_8x##V)
-#define TILES_OF_4(FETCH, SUFFIX)                                                                                      \
-    TILE(2, 1, 4, FETCH, tile_2x4##SUFFIX)                                                                             \
-    TILE(3, 1, 4, FETCH, tile_3x4##SUFFIX)                                                                             \
-    TILE(4, 1, 4, FETCH, tile_4x4##SUFFIX)                                                                             \
-    TILE(5, 1, 4, FETCH, tile_5x4##SUFFIX)                                                                             \
-    TILE(6, 1, 4, FETCH, tile_6x4##SUFFIX)
-TILES_OF(1)
-TILES_OF(2)
-TILE(1, 1, 3, 0, tile_1x3)
-TILE(2, 1, 3, 0, tile_2x3)
-TILE(3, 1, 3, 0, tile_3x3)
-TILE(4, 1, 3, 0, tile_4x3)
-TILE(4, 1, 3, 1, tile_4x3_fetch)
-#if ROWS_OF_3 == 8
-TILE(5, 1, 3, 0, tile_5x3)
-TILE(6, 1, 3, 0, tile_6x3)
-TILE(7, 1, 3, 0, tile_7x3)
-TILE(8, 1, 3, 0, tile_8x3)
-TILE(5, 1, 3, 1, tile_5x3_fetch)
-TILE(6, 1, 3, 1, tile_6x3_fetch)
-TILE(7, 1, 3, 1, tile_7x3_fetch)
-TILE(8, 1, 3, 1, tile_8x3_fetch)
-#endif
-TILE(1, 1, 4, 0, tile_1x4)
+#define TILES(R, V)                                                                                                    \
+    TILE(R, 1, V, PLAIN, tile_##R##x##V)                                                                               \
+    TILE(R, 1, V, FETCH, tile_##R##x##V##_fetch)                                                                       \
+    TILE(R, 1, V, SEGMENTS, tile_##R##x##V##_segments)
+#define TILES_TO_4(V) TILES(1, V) TILES(2, V) TILES(3, V) TILES(4, V)
+#define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
+#define TILES_TO_8(V) TILES_TO_6(V) TILES(7, V) TILES(8, V)
+TILES_TO_8(1)
+TILES_TO_8(2)
 #if WIDEST == 4
-TILES_OF_4(0, )
-TILES_OF_4(1, _fetch)
+TILES_TO_8(3)
+TILES_TO_6(4)
 #else
-TILE(4, 1, 2, 1, tile_4x2_fetch)
-TILE(5, 1, 2, 1, tile_5x2_fetch)
-TILE(6, 1, 2, 1, tile_6x2_fetch)
+TILES_TO_4(3)
+TILE(1, 1, 4, PLAIN, tile_1x4)
 #endif
-TILE(1, 2, 4, 0, tile_1x4_two)
-TILE(1, 2, 3, 0, tile_1x3_two)
-TILE(1, 4, 2, 0, tile_1x2_four)
+TILE(1, 2, 4, PLAIN, tile_1x4_two)
+TILE(1, 2, 3, PLAIN, tile_1x3_two)
+TILE(1, 4, 2, PLAIN, tile_1x2_four)
 
-/* [fetch][V][R] */
-static const N(tile_fn) N(tiles_by_shape)[2][5][MOST_ROWS + 1] = {
-    {{0},
-     {0, N(tile_1x1), N(tile_2x1), N(tile_3x1), N(tile_4x1), N(tile_5x1), N(tile_6x1), N(tile_7x1), N(tile_8x1)},
-     {0, N(tile_1x2), N(tile_2x2), N(tile_3x2), N(tile_4x2), N(tile_5x2), N(tile_6x2), N(tile_7x2), N(tile_8x2)},
-#if ROWS_OF_3 == 8
-     {0, N(tile_1x3), N(tile_2x3), N(tile_3x3), N(tile_4x3), N(tile_5x3), N(tile_6x3), N(tile_7x3), N(tile_8x3)},
-#else
-     {0, N(tile_1x3), N(tile_2x3), N(tile_3x3), N(tile_4x3)},
-#endif
+#define TO_4(V, KIND) 0, N(tile_1x##V##KIND), N(tile_2x##V##KIND), N(tile_3x##V##KIND), N(tile_4x##V##KIND)
+#define TO_6(V, KIND) TO_4(V, KIND), N(tile_5x##V##KIND), N(tile_6x##V##KIND)
+#define TO_8(V, KIND) TO_6(V, KIND), N(tile_7x##V##KIND), N(tile_8x##V##KIND)
+/* [kind][V][R] */
+static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
 #if WIDEST == 4
-     {0, N(tile_1x4), N(tile_2x4), N(tile_3x4), N(tile_4x4), N(tile_5x4), N(tile_6x4)}},
+    {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_8(3, )}, {TO_6(4, )}},
+    {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_8(3, _fetch)}, {TO_6(4, _fetch)}},
+    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
 #else
-     {0, N(tile_1x4)}},
-#endif
-    {{0},
-     {0},
-#if WIDEST == 4
-     {0},
-#else
-     {0, 0, 0, 0, N(tile_4x2_fetch), N(tile_5x2_fetch), N(tile_6x2_fetch)},
-#endif
-#if ROWS_OF_3 == 8
-     {0, 0, 0, 0, N(tile_4x3_fetch), N(tile_5x3_fetch), N(tile_6x3_fetch), N(tile_7x3_fetch), N(tile_8x3_fetch)},
-#else
-     {0, 0, 0, 0, N(tile_4x3_fetch)},
-#endif
-#if WIDEST == 4
-     {0, 0, N(tile_2x4_fetch), N(tile_3x4_fetch), N(tile_4x4_fetch), N(tile_5x4_fetch), N(tile_6x4_fetch)}},
-#else
-     {0}},
+    {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
+    {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_4(3, _fetch)}, {0}},
+    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0}},
 #endif
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
@@ -178,24 +144,19 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
     REAL *const *out = (REAL *const *)p->out;
     const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
+    const ptrdiff_t K = g->depth * g->segments;
+    const N(tile_fn) *const by_rows = N(tiles_by_shape)[g->segments > 1 ? SEGMENTS : next ? FETCH : PLAIN][width];
     /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
-    if (next) {
-        g->fetch_step = (VECTOR_BYTES * width + tiles - 1) / tiles;
-        if (g->fetch_step > 64) g->fetch_step = 64;
-    }
+    g->fetch_step = next ? (VECTOR_BYTES * width + tiles - 1) / tiles : 0;
+    if (g->fetch_step > 64) g->fetch_step = 64;
+    const char *ahead = next ? next : (const char *)w; /* a line that is there is of no use, and of no harm */
     for (ptrdiff_t t = 0; t < tiles; t++) {
         const ptrdiff_t rows = fewer + (t < longer);
-        N(tile_fn) tile = N(tiles_by_shape)[0][width][rows];
-        const char *ahead = next;
-        if (next && N(tiles_by_shape)[1][width][rows]) {
-            tile = N(tiles_by_shape)[1][width][rows];
-            next += g->depth * g->fetch_step;
-        }
-        if (g->depth >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
+        if (K >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
             for (ptrdiff_t r = rows; r < rows + fewer; r++)
                 for (ptrdiff_t v = 0; v < width; v++) __builtin_prefetch(out[r] + out_offset + v * g->out_step, 1, 3);
         if (columns >= width * LANES) {
-            tile(g, a, a_offset, w, out, out_offset, ahead);
+            by_rows[rows](g, a, a_offset, w, out, out_offset, ahead);
         } else { /* the last columns of unpadded rows: by way of a padded copy */
             REAL copy[MOST_ROWS][4 * LANES] __attribute__((aligned(64)));
             REAL *to[MOST_ROWS];
@@ -204,11 +165,12 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
                 memset(copy[r], 0, sizeof copy[r]);
                 if (g->accumulate) memcpy(copy[r], out[r] + out_offset, (size_t)columns * sizeof(REAL));
             }
-            tile(g, a, a_offset, w, to, out_offset, ahead);
+            by_rows[rows](g, a, a_offset, w, to, out_offset, ahead);
             for (ptrdiff_t r = 0; r < rows; r++) memcpy(out[r] + out_offset, copy[r], (size_t)columns * sizeof(REAL));
         }
         a += rows;
         out += rows;
+        ahead += K * g->fetch_step;
     }
 }
 
@@ -283,7 +245,8 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
             const char *next = !p->prefetch              ? NULL
                                : before + full < p->last ? (const char *)(from - (v - before) * LANES + g->w_panel)
                                                          : after;
-            if (next) next += (v - before) * g->depth * VECTOR_BYTES; /* half a panel fetches half of the next */
+            /* half a panel fetches half of the next */
+            if (next) next += (v - before) * g->depth * g->segments * VECTOR_BYTES;
             N(rows_of_tiles)(p, g, a_offset, from, end - v, out_offset, columns, next);
         }
         if (p->backwards) high = v;
@@ -295,26 +258,31 @@ static void N(product)(const product_t *p) {
     if (p->rows <= 0) return;
     N(walk) g = {.a_step = p->a_step,
                  .depth = p->depth,
+                 .segments = 1,
+                 .a_segment = p->a_segment,
                  .out_panel = p->out_panel,
                  .out_step = p->out_step,
                  .init = p->init,
                  .accumulate = p->accumulate};
-    const ptrdiff_t K = p->segments * p->depth, most = !p->ld ? DEPTH : p->rows > 1 ? PLAIN_DEPTH : PLAIN_DEPTH_ALONE;
-    if (p->segments == 1 && (p->whole || (K <= DEPTH && !p->ld))) {
+    if (p->segments == 1 && (p->whole || (p->depth <= DEPTH && !p->ld))) {
         N(block)(p, &g, 0, 0, p->next);
         return;
     }
-    const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
+    const ptrdiff_t most = !p->ld ? DEPTH : p->rows > 1 ? PLAIN_DEPTH : PLAIN_DEPTH_ALONE;
+    const ptrdiff_t K = p->segments * p->depth, before = p->first / p->width * p->width; /* vectors left of the first */
     const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
     const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
-    for (ptrdiff_t s = 0; s < p->segments; s++)
+    const ptrdiff_t together = p->rows == 1 || p->ld || p->depth > TOGETHER / 2 ? 1 : TOGETHER / p->depth;
+    for (ptrdiff_t s = 0; s < p->segments; s += g.segments) {
+        g.segments = p->segments - s < together ? p->segments - s : together;
         for (ptrdiff_t k = 0; k < p->depth; k += most) {
             g.depth = p->depth - k < most ? p->depth - k : most;
-            const ptrdiff_t k0 = (p->ld ? p->gate[s] : s) * p->depth + k;
-            const char *after = k0 + g.depth == K ? p->next : first + (k0 + g.depth) * full * LANES * sizeof(REAL);
+            const ptrdiff_t k0 = (p->ld ? p->gate[s] : s) * p->depth + k, end = k0 + g.segments * g.depth;
+            const char *after = end == K ? p->next : first + end * full * LANES * sizeof(REAL);
             N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
             g.accumulate = 1;
         }
+    }
 }
 
 /* --- packing --- */
@@ -416,10 +384,18 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef ROWS_OF_3
 #undef ROWS_OF_2
 #undef MOST_ROWS
+#undef PLAIN
+#undef FETCH
+#undef SEGMENTS
 #undef WIDEST_NARROW
 #undef DEEP
 #undef ROWS_AT_ONCE
 #undef NEAR
 #undef TILE
-#undef TILES_OF
-#undef TILES_OF_4
+#undef TILES
+#undef TILES_TO_4
+#undef TILES_TO_6
+#undef TILES_TO_8
+#undef TO_4
+#undef TO_6
+#undef TO_8

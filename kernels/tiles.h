@@ -16,8 +16,9 @@
 
 #include <stddef.h>
 
-enum { PANEL = 4 };   /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
-enum { DEPTH = 512 }; /* K block of a product: a panel's block stays in L2 while the rows pass by */
+enum { PANEL = 4 };            /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
+enum { DEPTH = 512 };          /* K block of a product: a panel's block stays in L2 while the rows pass by */
+enum { TOGETHER = 2 * DEPTH }; /* ... or so much where that is several segments: what a tile adds to is read once */
 /* ... of a matrix as it came: all columns of a few rows, which are few pages; of more, where tiles have much to load */
 enum { PLAIN_DEPTH = 128, PLAIN_DEPTH_ALONE = 32 };
 
