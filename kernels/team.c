@@ -18,8 +18,10 @@ static const double LATE_SECONDS = 10e-6;
 /* Polls of a worker that must be about to finish, before it is left behind: some microseconds. */
 enum { COURTESY = 1000 };
 
-/* Who would wait this long has so much work that a crowd is no reason to do it alone. */
+/* Who would wait this long has a long call to make, for which only others like it can tell that there is a crowd. */
 static const double LONG_PATIENCE = 900e-6;
+/* No call is so long that others like it go on alone any longer after it. */
+static const double LONGEST = 64e-3;
 
 /* A worker's life: IDLE, then CALLED by the caller, then PRESENT by its own hand (or IDLE again: the caller went without
  * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go.
@@ -45,8 +47,10 @@ static struct {
     int size; /* workers that exist: at[1] to at[size] */
     team_fn fn;
     void *arg;
-    double crowded_until;    /* somebody else's processes want the CPUs: calls run alone until then ... */
-    double penalty;          /* ... and this long after the next time that a worker is kept from its CPU */
+    int lengthy; /* the call that holds the team is a long one */
+    struct {
+        double until, penalty;
+    } crowd[2]; /* somebody else's processes want the CPUs: short calls and long ones run alone until then */
     worker *crew[TEAM_MOST]; /* those that answered the last call: rank r is crew[r] */
     worker at[TEAM_MOST];
 } team;
@@ -61,10 +65,15 @@ static int change_state(worker *w, int from, int to) {
 
 /* One more poll of a spin: the first are bare (on some CPUs one pause takes 140 cycles), then polite, and past about
  * 20 microseconds the CPU is given away: there may be more threads than CPUs. */
+enum { BARE = 300, POLITE = 1000 };
+
 static void spin(unsigned polls) {
-    if (polls > 1000) sched_yield();
-    else if (polls > 300) cpu_relax();
+    if (polls > POLITE) sched_yield();
+    else if (polls > BARE) cpu_relax();
 }
+
+/* Seconds of this thread at barriers since its run began, those aside in which it did not give its CPU away. */
+static _Thread_local double waited;
 
 /* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. That is bad
  * for an open run, and good for any other: on a CPU that is shared with another process the worker would stand still for
@@ -146,10 +155,14 @@ static int grow(void) {
     return 1;
 }
 
-/* A worker was kept from its CPU: for a while, twice as long each time in a row, calls do without the team. */
-static void crowded(double now) {
-    team.penalty = team.penalty < 1e-3 ? 1e-3 : team.penalty < 16e-3 ? 2 * team.penalty : team.penalty;
-    team.crowded_until = now + team.penalty;
+/* A worker was kept from its CPU, and its caller lost so much time: for a while, some calls long and twice as long each time
+ * in a row, calls like this one do without the team. */
+static void crowded(double now, double lost) {
+    const double before = team.crowd[team.lengthy].penalty, calls = 4 * lost < LONGEST ? 4 * lost : LONGEST;
+    double penalty = before < 1e-3 ? 1e-3 : before < 16e-3 ? 2 * before : before;
+    if (penalty < calls) penalty = calls;
+    team.crowd[team.lengthy].penalty = penalty;
+    team.crowd[team.lengthy].until = now + penalty;
 }
 
 /* Nobody else's until `busy` is 0 again: how many threads there are of those wanted, or 1, and then it is not taken. */
@@ -180,7 +193,8 @@ int team_acquire(int wanted, double patience) {
     __atomic_store_n(&team.home, -1, __ATOMIC_RELAXED);
     const double now = cpu_seconds(), deadline = now + patience;
     int granted = 1;
-    if (now < team.crowded_until && patience < LONG_PATIENCE) wanted = 1;
+    team.lengthy = patience >= LONG_PATIENCE;
+    if (now < team.crowd[team.lengthy].until) wanted = 1;
     for (int i = 1; i < wanted; i++)
         if (state_of(&team.at[i]) == IDLE) call(&team.at[i], CALLED);
     for (int i = 1; i < wanted; i++) {
@@ -202,7 +216,7 @@ int team_acquire(int wanted, double patience) {
         const int kept_out =
             w->asleep ? w->signalled != 0 && now - w->signalled > WAKE_SECONDS : deadline - now > LATE_SECONDS;
         pthread_mutex_unlock(&w->lock);
-        if (kept_out) crowded(deadline);
+        if (kept_out) crowded(deadline, 0);
     }
     if (granted == 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
     return granted;
@@ -214,6 +228,7 @@ void team_run(int size, team_fn fn, void *arg) {
         fn(arg, 0);
     } else {
         const double began = cpu_seconds();
+        waited = 0;
         team.fn = fn;
         team.arg = arg;
         for (int r = 1; r < size; r++) {
@@ -224,9 +239,9 @@ void team_run(int size, team_fn fn, void *arg) {
         const double done = cpu_seconds();
         for (int r = 1; r < size; r++)
             for (unsigned polls = 0; state_of(team.crew[r]) == GO; polls++) spin(polls);
-        const double end = cpu_seconds();
-        if (end - done > done - began + WAKE_SECONDS) crowded(end);
-        else team.penalty = 0;
+        const double end = cpu_seconds(), lost = waited + (end - done);
+        if (lost > end - began - lost + WAKE_SECONDS) crowded(end, lost); /* alone it had been done by now */
+        else team.crowd[team.lengthy].penalty = 0;
     }
     fp_restore(before);
 }
@@ -275,7 +290,11 @@ void team_barrier(barrier_line *lines, int rank, int size, unsigned long epoch) 
     /* nobody takes turns of the epoch to come before all are here, and those of the last but one are over */
     for (int job = 0; job < 2; job++) __atomic_store_n(&lines[rank].turns[epoch & 1][job], 0, __ATOMIC_RELAXED);
     __atomic_store_n(&lines[rank].epoch, epoch, __ATOMIC_RELEASE);
+    double since = 0;
     for (int r = 0; r < size; r++)
-        for (unsigned polls = 0; r != rank && __atomic_load_n(&lines[r].epoch, __ATOMIC_ACQUIRE) < epoch; polls++)
+        for (unsigned polls = 0; r != rank && __atomic_load_n(&lines[r].epoch, __ATOMIC_ACQUIRE) < epoch; polls++) {
             spin(polls);
+            if (polls == POLITE && since == 0) since = cpu_seconds();
+        }
+    if (since != 0) waited += cpu_seconds() - since;
 }
