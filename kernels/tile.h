@@ -114,7 +114,7 @@ TILES_TO_8(3)
 TILES_TO_6(4)
 #else
 TILES_TO_4(3)
-TILE(1, 1, 4, PLAIN, tile_1x4)
+TILES(1, 4)
 #endif
 TILE(1, 2, 4, PLAIN, tile_1x4_two)
 TILE(1, 2, 3, PLAIN, tile_1x3_two)
@@ -131,8 +131,8 @@ static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
     {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
 #else
     {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
-    {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_4(3, _fetch)}, {0}},
-    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0}},
+    {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
+    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0, N(tile_1x4_segments)}},
 #endif
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
@@ -193,7 +193,7 @@ static void N(narrow_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_of
                 N(store_part)(row[r] + v * p->narrow, N(load_part)(from + out_offset + v * g->out_step, p->narrow),
                               p->narrow);
         }
-        N(tiles_by_shape)[0][vectors][rows](&here, (const REAL *const *)p->a + r0, a_offset, w, to, 0, NULL);
+        N(tiles_by_shape)[PLAIN][vectors][rows](&here, (const REAL *const *)p->a + r0, a_offset, w, to, 0, NULL);
         for (ptrdiff_t r = 0; r < rows; r++)
             for (ptrdiff_t v = 0; v < p->width; v++)
                 N(store)(out[r] + out_offset + v * g->out_step, N(load_part)(row[r] + v * p->narrow, p->narrow));
@@ -236,7 +236,7 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
         if (p->narrow && full < p->width) {
             N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
         } else if (p->rows == 1 && columns >= (end - v) * LANES) {
-            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[0][end - v][1]
+            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[PLAIN][end - v][1]
                                     : p->width == 4 ? N(tile_1x4_two)
                                     : p->width == 3 ? N(tile_1x3_two)
                                                     : N(tile_1x2_four);
