@@ -182,6 +182,7 @@ static void N(narrow_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_of
     N(walk) here = *g;
     here.out_step = LANES;
     here.accumulate = 1;
+    const N(tile_fn) *const by_rows = N(tiles_by_shape)[g->segments > 1 ? SEGMENTS : PLAIN][vectors];
     for (ptrdiff_t r0 = 0, rows; r0 < p->rows; r0 += rows) {
         REAL *const *const out = (REAL *const *)p->out + r0;
         rows = p->rows - r0 < N(most_rows)[vectors] ? p->rows - r0 : N(most_rows)[vectors];
@@ -193,7 +194,7 @@ static void N(narrow_tiles)(const product_t *p, const N(walk) *g, ptrdiff_t a_of
                 N(store_part)(row[r] + v * p->narrow, N(load_part)(from + out_offset + v * g->out_step, p->narrow),
                               p->narrow);
         }
-        N(tiles_by_shape)[PLAIN][vectors][rows](&here, (const REAL *const *)p->a + r0, a_offset, w, to, 0, NULL);
+        by_rows[rows](&here, (const REAL *const *)p->a + r0, a_offset, w, to, 0, (const char *)w);
         for (ptrdiff_t r = 0; r < rows; r++)
             for (ptrdiff_t v = 0; v < p->width; v++)
                 N(store)(out[r] + out_offset + v * g->out_step, N(load_part)(row[r] + v * p->narrow, p->narrow));
