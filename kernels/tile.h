@@ -36,7 +36,7 @@ typedef struct {
     ptrdiff_t fetch_step; /* bytes from k to k+1 in the panel to come */
 } N(walk);
 
-/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another goes through several segments. R, P,
+/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments. R, P,
  * V and the kind are constants wherever this is inlined. */
 INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
