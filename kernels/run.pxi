@@ -178,8 +178,8 @@ cdef bint meet(Worker *k) noexcept nogil:
 
 
 cdef bint next_turn(Worker *k, int job, Py_ssize_t total, int *whose, Py_ssize_t *turn) noexcept nogil:
-    """The next of so many turns at a job between two of the team's barriers: out of the rank's own share, then of what the
-    others have not come to. Start from its own rank and -1; False when there are no more."""
+    """The next of so many turns at a job between two of the team's barriers: out of the rank's own share, then of
+    what the others have not come to. Start from its own rank and -1; False when there are no more."""
     cdef int size = k.run.size, line
     if size == 1:
         turn[0] += 1
