@@ -258,6 +258,64 @@ while True:
     assert stuck < 60, "of 200; 0 to 14 in the short time in which a block's results are handed over"
 
 
+@pytest.mark.skipif(not LINUX, reason="holds a thread the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_after_a_crowd_a_call_is_made_alone():
+    """A worker is stopped in the middle of a call, for much longer than the call takes: the next call does without it,
+    and a later one has it again. CPU time of the worker tells; the machine may be busy, so one try of five will do."""
+    out = python(
+        """
+layer = fusedrnn.LSTM(256, 256, rng=0).freeze()
+x = np.random.default_rng(0).standard_normal((100, 64, 256)).astype("float32")
+core.set_num_threads(1)
+want = layer(x)[0]
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(2)
+layer(x)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+schedstat = Path(f"/proc/self/task/{worker}/schedstat")
+
+def share():
+    started = int(schedstat.read_text().split()[0])
+    assert np.array_equal(layer(x)[0], want)
+    return int(schedstat.read_text().split()[0]) - started
+
+def hold():
+    ptrace(SEIZE, int(worker))
+    seen[DONE] = 1
+    while not seen[IN]: time.sleep(0)
+    time.sleep(0.003)
+    ptrace(INTERRUPT, int(worker))
+    os.waitpid(int(worker), WALL)
+    time.sleep(0.3)
+    ptrace(CONTINUE, int(worker))
+
+for _ in range(5):
+    seen[:] = 0
+    libc.prctl(SET_PTRACER, -1, 0, 0, 0)
+    if not (other := os.fork()):
+        try: hold()
+        except OSError: os._exit(9)
+        os._exit(0)
+    while not seen[DONE] and not (status := os.waitpid(other, os.WNOHANG)[1]): time.sleep(0)
+    if not seen[DONE]: break
+    seen[IN] = 1
+    share()
+    alone = share()
+    status = os.waitpid(other, 0)[1]
+    time.sleep(0.1)
+    if 4 * alone < share(): break
+else:
+    status = 1 << 8
+print(os.waitstatus_to_exitcode(status))
+""",
+        prelude=PRELUDE + FREEZER,
+    )
+    if int(out) == 9:
+        pytest.skip("no thread may be stopped here")
+    assert int(out) == 0, "the call after the crowd had its worker"
+
+
 @pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_a_worker_leaves_its_callers_cpu():
