@@ -158,7 +158,7 @@ static int grow(void) {
 /* A worker was kept from its CPU, and its caller lost so much time: for a while, some calls long and twice as long each time
  * in a row, calls like this one do without the team. */
 static void crowded(double now, double lost) {
-    const double before = team.crowd[team.lengthy].penalty, calls = 4 * lost < LONGEST ? 4 * lost : LONGEST;
+    const double before = team.crowd[team.lengthy].penalty, calls = 2 * lost < LONGEST ? 2 * lost : LONGEST;
     double penalty = before < 1e-3 ? 1e-3 : before < 16e-3 ? 2 * before : before;
     if (penalty < calls) penalty = calls;
     team.crowd[team.lengthy].penalty = penalty;
