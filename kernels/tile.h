@@ -114,7 +114,8 @@ TILES_TO_8(3)
 TILES_TO_6(4)
 #else
 TILES_TO_4(3)
-TILES(1, 4)
+TILE(1, 1, 4, PLAIN, tile_1x4)
+TILE(1, 1, 4, FETCH, tile_1x4_fetch)
 #endif
 TILE(1, 2, 4, PLAIN, tile_1x4_two)
 TILE(1, 2, 3, PLAIN, tile_1x3_two)
@@ -132,7 +133,7 @@ static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
 #else
     {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
     {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
-    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0, N(tile_1x4_segments)}},
+    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0}},
 #endif
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
