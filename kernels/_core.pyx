@@ -35,8 +35,7 @@ cdef enum:
     CHUNK = 128             # rows of x projected at once: the gate rows stay in L2 until the recurrence reads them
     LEFT_DEPTH = 512        # rows of the tape that a block of dW sums at most, ...
     LEFT_DEPTH_FAR = 1024   # ... where dW is too large to stay near until the next block: half of its traffic; ...
-    FAR_BYTES = 4 * 1024 * 1024     # ... so large
-    BESIDE_BYTES = 1024 * 1024      # the right operands of dW and the matrix of dx in less lie side by side
+    FAR_BYTES = 8 * 1024 * 1024     # ... so large
     LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
@@ -47,11 +46,11 @@ cdef enum:
     PLAIN_ROWS = 96         # ... and by no more rows in all, is not worth packing
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
-    SPARES = 8              # blocks of memory kept for the next call, ...
-    SPARE_LEAST = 256 * 1024        # ... each at least so large, as the system hands out smaller ones uncleared, ...
-    HELD_LEAST = 4 * 1024 * 1024    # ... or so large, where it is a result, so that it is of large pages, ...
+    SPARES = 32             # blocks of memory kept for the next call, ...
+    SPARE_LEAST = 16 * 1024         # ... each at least so large, ...
     SPARE_MOST = 256 * 1024 * 1024  # ... and all together at most; ...
     OFFER_LEAST = 16 * 1024 * 1024  # ... so large, each is offered to the system: for smaller ones that costs 1 %
+    LENT_LEAST = 256 * 1024         # bytes of a packed matrix that has the memory of dW until that is made
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
@@ -221,7 +220,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     tape.frame = frame
     for packed in layers:
         if packed.sources is not None:
-            packed.memory = None                                # the forward matrices are not needed any more
+            unplace(packed)
     frame.memory = None
     return y, h_n, c_n, tape
 
@@ -235,8 +234,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
     cdef np.ndarray x = tape.x
-    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, in_loop, of_dw, of_dx, after
-    cdef Matrix right
+    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, of_dh, of_dx
     cdef int D = run.directions, i, s
     cdef Direction *d
     cdef Layer *l
@@ -245,8 +243,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef char *at
     cdef np.ndarray grad_y = None if dy is None else contiguous(dy)
     cdef Py_ssize_t I = run.direction[0].layer.inputs, H = run.direction[0].layer.H
-    cdef np.ndarray dx = new_array(size, False, T, B, I)
-    cdef np.ndarray wi, wh, a
+    cdef np.ndarray dx, wi, wh, a, gw_ih, gw_hh
     cdef list gradients = []
     run.backward = True
     for i in range(D):
@@ -258,18 +255,20 @@ def backward(Tape tape, dy, dh_n, dc_n):
         frame.owners.extend((wi, wh))
         need = (l.cell.states + (l.cell.stages == 2)) * B * l.stride * size
         d.dx = backward_matrix(&l.cell.x, wi, H, l.tiles.lanes, 1, plan.rows)
-        in_loop = 0
+        of_dx = matrix_bytes(&d.dx, l.tiles)
+        of_dh = 0
         for s in range(l.cell.stages):
             d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
-            in_loop += matrix_bytes(&d.dh[s], l.tiles)
-        of_dw = 0
+            of_dh += matrix_bytes(&d.dh[s], l.tiles)
+        gw_ih = new_gradient(size, l.cell.gates * H, I, of_dx)
+        gw_hh = new_gradient(size, l.cell.gates * H, H, of_dh)
+        d.grad_w_ih = <char *>np.PyArray_DATA(gw_ih)
+        d.grad_w_hh = <char *>np.PyArray_DATA(gw_hh)
+        need += max(0 if lent(of_dh) else of_dh, 0 if lent(of_dx) else of_dx)
         for s in range(1 + l.cell.stages):
-            right = right_matrix(d, s)
-            of_dw += matrix_bytes(&right, l.tiles)
-        of_dx = matrix_bytes(&d.dx, l.tiles)
-        d.beside = of_dx == 0 or of_dw + of_dx <= max(in_loop, <Py_ssize_t>BESIDE_BYTES)
-        after = of_dw + of_dx if d.beside else max(of_dw, of_dx)
-        memory = Memory(need + max(in_loop, after))             # what the loop reads makes room for what comes after it
+            d.right[s] = right_matrix(d, s)
+            need += matrix_bytes(&d.right[s], l.tiles)
+        memory = Memory(need)
         frame.owners.append(memory)
         at = memory.data
         d.d_h = at
@@ -282,22 +281,17 @@ def backward(Tape tape, dy, dh_n, dc_n):
         if l.cell.stages == 2:
             d.d_rh = at
             at += B * l.stride * size
-        d.dx.data = at
-        d.right = at + of_dx if d.beside else at
-        for s in range(l.cell.stages):
-            d.dh[s].data = at
-            at += matrix_bytes(&d.dh[s], l.tiles)
+        for s in range(1 + l.cell.stages):
+            d.right[s].data = at
+            at += matrix_bytes(&d.right[s], l.tiles)
+        d.dh[0].data = d.grad_w_hh if lent(of_dh) else at
+        d.dh[1].data = d.dh[0].data + matrix_bytes(&d.dh[0], l.tiles)
+        d.dx.data = d.dh[0].data if of_dx <= of_dh else d.grad_w_ih if lent(of_dx) else at
+        d.lent = of_dx > 0 and lent(max(of_dx, of_dh))
         if grad_y is not None:
             d.dy = <char *>np.PyArray_DATA(grad_y) + i * H * size
-        d.grad_x = <char *>np.PyArray_DATA(dx)
         d.gx_t = B * I * size
         d.gx_b = I * size
-        a = new_array(size, plan.rows == 0, l.cell.gates * H, I)
-        d.grad_w_ih = <char *>np.PyArray_DATA(a)
-        gw_ih = a
-        a = new_array(size, plan.rows == 0, l.cell.gates * H, H)
-        d.grad_w_hh = <char *>np.PyArray_DATA(a)
-        gw_hh = a
         a = new_array(size, True, l.cell.gates * H)
         d.grad_b_ih = <char *>np.PyArray_DATA(a)
         gb_ih = a
@@ -308,10 +302,16 @@ def backward(Tape tape, dy, dh_n, dc_n):
         c0 = new_array(size, False, B, H) if l.cell.states == 2 else None
         frame.owners.append((gb_ih, gb_hh))                     # written to even where nobody asks for them
         gradients.append((gw_ih, gw_hh, gb_ih if packed.has_b_ih else None, gb_hh if packed.has_b_hh else None, h0, c0))
+    dx = new_array(size, False, T, B, I)
+    for i in range(D):
+        run.direction[i].grad_x = <char *>np.PyArray_DATA(dx)
     frame.owners.append((grad_y, gradients))
     execute(frame, THREADS)
     for i in range(D):
         d = &run.direction[i]
+        if plan.rows == 0:                                      # nobody summed anything
+            memset(d.grad_w_ih, 0, d.layer.cell.gates * H * I * size)
+            memset(d.grad_w_hh, 0, d.layer.cell.gates * H * H * size)
         a = gradients[i][4]
         state_out(&d.layer, plan.order, B, d.d_h, <char *>np.PyArray_DATA(a))
         if d.layer.cell.states == 2:

@@ -33,18 +33,17 @@ cdef void work(void *arg, int rank) noexcept nogil:
         return
     for i in range(run.directions):
         d = &run.direction[i]
-        if d.beside:
-            pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
-        weight_gradients(&k, d)
-        if not d.beside:
-            if meet(&k):
-                return
-            pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
-            if meet(&k):
-                return
-        input_gradient(&k, d, i > 0)
+        pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
+        pack_rights(&k, d, 0)
         if meet(&k):
             return
+        if d.lent:                                              # what dx is made of makes room for dW
+            input_gradient(&k, d, i > 0)
+            if meet(&k):
+                return
+        weight_gradients(&k, d)
+        if not d.lent:
+            input_gradient(&k, d, i > 0)
 
 
 cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py_ssize_t by_b,

@@ -13,9 +13,18 @@ cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
     return low
 
 
+cdef void pack_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
+    """The right operands of the block of dW that begins with this row of the tape, this rank's vectors."""
+    cdef Py_ssize_t end = min(row0 + block_rows(d), d.offset[d.steps])
+    pack_right(k, d, -2, &d.right[0], row0, end)
+    pack_right(k, d, -1, &d.right[1], row0, end)
+    if d.layer.cell.stages == 2:
+        pack_right(k, d, d.layer.cell.right[2], &d.right[2], row0, end)
+
+
 cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
                      Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
-    """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
+    """One of them: x (-2), h_prev (-1) or a segment."""
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize
     cdef Py_ssize_t s = 0, j, i, n = 0
@@ -74,7 +83,7 @@ cdef Matrix right_matrix(Direction *d, int which) noexcept nogil:
 
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, block by
-    block. A rank makes whole rows of dW, the right operands are packed together."""
+    block. A rank makes whole rows of dW; the right operands are packed together, those of the first block already."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
@@ -83,25 +92,13 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     cdef Py_ssize_t total = strips * cell.gates, turn, strip, g, u0, u1, i, row0, depth, sixes_apart
     cdef int which, segment, operand, packed_segment, whose
-    cdef Matrix right[3]
     cdef product_t p
     cdef char *grad
     cdef char *bias
-    cdef char *at = d.right
-    for which in range(1 + cell.stages):
-        right[which] = right_matrix(d, which)
-        right[which].data = at
-        at += matrix_bytes(&right[which], l.tiles)
     row0 = 0
     while row0 < rows:
         depth = min(block_rows(d), rows - row0)
         sixes_apart = 6 * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
-        pack_right(k, d, -2, &right[0], row0, row0 + depth)
-        pack_right(k, d, -1, &right[1], row0, row0 + depth)
-        if cell.stages == 2:
-            pack_right(k, d, cell.right[2], &right[2], row0, row0 + depth)
-        if meet(k):
-            return
         turn = -1
         whose = k.rank
         while not run.interrupted and next_turn(k, 0, total, &whose, &turn):
@@ -121,13 +118,13 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                     packed_segment = segment
                 else:
                     memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
-                right[operand].depth = depth
-                take(&p, &right[operand], l.tiles)
+                take(&p, &d.right[operand], l.tiles)
+                p.depth = depth
                 p.a = <const void **>k.a
                 p.a_step = 6
                 p.out = k.out
                 p.rows = u1 - u0
-                p.columns = right[operand].columns
+                p.columns = d.right[operand].columns
                 p.accumulate = row0 > 0
                 p.whole = True
                 p.prefetch = 1
@@ -139,8 +136,12 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 if run.interrupted:
                     break
         row0 += depth
-        if row0 < rows and meet(k):
-            return
+        if row0 < rows:
+            if meet(k):
+                return
+            pack_rights(k, d, row0)
+            if meet(k):
+                return
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:

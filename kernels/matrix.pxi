@@ -134,24 +134,37 @@ cdef np.ndarray new_array(Py_ssize_t itemsize, bint cleared, Py_ssize_t a, Py_ss
     cdef int axes = 1 if b < 0 else 2 if c < 0 else 3
     if cleared:
         return np.PyArray_ZEROS(axes, shape, number_of(itemsize), 0)
-    if <double>a * (b if axes > 1 else 1) * (c if axes > 2 else 1) * itemsize > HELD_LEAST:
-        return held_array(itemsize, axes, shape)
+    if <double>a * (b if axes > 1 else 1) * (c if axes > 2 else 1) * itemsize >= SPARE_LEAST:
+        return held_array(itemsize, axes, shape, 0)
     return np.PyArray_EMPTY(axes, shape, number_of(itemsize), 0)
 
 
 cdef np.ndarray new_rows(Py_ssize_t itemsize, Py_ssize_t T, Py_ssize_t B, Py_ssize_t width):
     """An array (T, B, width) that begins on a cache line: threads that share the batch write neighbouring rows."""
     cdef np.npy_intp[3] shape = [T, B, width]
-    return held_array(itemsize, 3, shape)
+    return held_array(itemsize, 3, shape, 0)
 
 
-cdef np.ndarray held_array(Py_ssize_t itemsize, int axes, np.npy_intp *shape):
-    """An array that begins on a cache line, in a block that comes back where it is large."""
+cdef inline bint lent(Py_ssize_t bytes) noexcept nogil:
+    """Whether a packed matrix of the backward pass, all of it read before dW is written, has dW's memory until then."""
+    return bytes >= LENT_LEAST
+
+
+cdef np.ndarray new_gradient(Py_ssize_t itemsize, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t packed):
+    """An array for dW, with room for so many bytes of a packed matrix where they are lent to it."""
+    cdef np.npy_intp[2] shape = [rows, columns]
+    if not lent(packed):
+        return new_array(itemsize, False, rows, columns)
+    return held_array(itemsize, 2, shape, packed)
+
+
+cdef np.ndarray held_array(Py_ssize_t itemsize, int axes, np.npy_intp *shape, Py_ssize_t least):
+    """An array that begins on a cache line, in a block of so many bytes at least that comes back where it is large."""
     cdef object size = itemsize                                 # a Python integer does not overflow
     cdef int i
     for i in range(axes):
         size = size * shape[i]
-    cdef Memory memory = Memory(size, True)
+    cdef Memory memory = Memory(max(size, least), True)
     cdef np.ndarray a = np.PyArray_SimpleNewFromData(axes, shape, number_of(itemsize), memory.data)
     np.set_array_base(a, memory)
     return a
@@ -161,7 +174,8 @@ cdef np.ndarray held_array(Py_ssize_t itemsize, int axes, np.npy_intp *shape):
 cdef class Packed:
     """Weights packed for the forward pass: immutable, shared freely between threads."""
     cdef Layer layer
-    cdef Memory memory
+    cdef Memory memory      # of the bias row and the recurrent matrices
+    cdef Memory of_x
     cdef tuple sources      # what the matrices are packed from; None once they are
     cdef readonly str cell
     cdef readonly object dtype
@@ -216,23 +230,35 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
 cdef int place(Packed p, b_ih, b_hh) except -1:
     """Memory for a layer, and its bias row."""
     cdef Layer *l = &p.layer
-    cdef Py_ssize_t size = l.cell.segments * l.stride * l.tiles.itemsize + matrix_bytes(&l.x, l.tiles)
+    cdef Py_ssize_t bias = l.cell.segments * l.stride * l.tiles.itemsize, size = bias
     cdef int s
     for s in range(l.cell.stages):
         size += matrix_bytes(&l.h[s], l.tiles)
-    p.memory = Memory(size)
+    cdef bint apart = lent(matrix_bytes(&l.x, l.tiles))
+    if apart:
+        p.of_x = Memory(matrix_bytes(&l.x, l.tiles))
+    p.memory = Memory(size if apart else size + matrix_bytes(&l.x, l.tiles))
     l.bias = p.memory.data
-    l.x.data = l.bias + l.cell.segments * l.stride * l.tiles.itemsize
-    cdef char *at = l.x.data + matrix_bytes(&l.x, l.tiles)
+    l.x.data = p.of_x.data if apart else p.memory.data + size
+    cdef char *at = l.bias + bias
     for s in range(l.cell.stages):
         l.h[s].data = at
         at += matrix_bytes(&l.h[s], l.tiles)
-    memset(l.bias, 0, l.cell.segments * l.stride * l.tiles.itemsize)
+    memset(l.bias, 0, bias)
     if b_ih is not None:
         add_bias(l, contiguous(b_ih), l.cell.of_x)
     if b_hh is not None:
         add_bias(l, contiguous(b_hh), l.cell.of_h)
     return 0
+
+
+cdef void unplace(Packed p) noexcept:
+    """The matrices have been read. What follows, their gradients, takes their place."""
+    p.memory.soon = True
+    p.memory = None
+    if p.of_x is not None:
+        p.of_x.soon = True
+        p.of_x = None
 
 
 cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:

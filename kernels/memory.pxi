@@ -24,12 +24,12 @@ cdef Spare take_out(int i) noexcept:
     return taken
 
 
-cdef void keep(char *data, Py_ssize_t size) noexcept:
+cdef void keep(char *data, Py_ssize_t size, bint soon) noexcept:
     """For whoever comes next: of too many the smallest goes, where all are too much the oldest."""
     global KEPT
     cdef Py_ssize_t bytes = 0
     cdef int i, least = 0
-    if size >= OFFER_LEAST:
+    if size >= OFFER_LEAST and not soon:
         cpu_spare_pages(data, size // LARGE_PAGE * LARGE_PAGE)
     SPARE[KEPT].data = data
     SPARE[KEPT].size = size
@@ -60,22 +60,21 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.final
 @cython.internal
 cdef class Memory:
-    """A block of 64-byte aligned memory that lives as long as its owner. A few large ones are kept for whoever comes
-    next: fresh pages have to be cleared by the system, 2 to 14 % of a training step. What callers hold, as long as they
-    like (`held`), is no larger than they asked for."""
+    """A block of 64-byte aligned memory that lives as long as its owner. A few are kept for whoever comes next: fresh
+    pages have to be cleared by the system, 2 to 14 % of a training step. What callers hold, as long as they like
+    (`held`), is at most a quarter larger than they asked for."""
     cdef char *data
     cdef Py_ssize_t size
-    cdef Py_ssize_t least       # of those that are kept
+    cdef bint soon              # it will be taken again before long, and is not for the system in between
 
     def __cinit__(self, size, bint held=False):
         cdef int i
         cdef Spare found
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
-        self.least = HELD_LEAST if held else SPARE_LEAST
         self.size = max(64, size) if held else class_of(max(64, size))
         for i in range(KEPT - 1, -1, -1):                       # the latest is the likeliest to be in cache
-            if self.size <= SPARE[i].size <= (self.size if held else 2 * self.size):
+            if self.size <= SPARE[i].size <= (self.size + self.size // 4 if held else 2 * self.size):
                 found = take_out(i)
                 self.data = found.data
                 self.size = found.size
@@ -88,8 +87,8 @@ cdef class Memory:
             cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 
     def __dealloc__(self):
-        if self.data != NULL and self.least <= self.size <= SPARE_MOST:     # NULL: there was no memory for it
-            keep(self.data, self.size)
+        if self.data != NULL and SPARE_LEAST <= self.size <= SPARE_MOST:     # NULL: there was no memory for it
+            keep(self.data, self.size, self.soon)
         else:
             free(self.data)
 

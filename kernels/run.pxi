@@ -79,8 +79,8 @@ cdef struct Direction:
     # backward only
     Matrix dh[2]
     Matrix dx
-    char *right                 # right operands of dW ...
-    bint beside                 # ... beside the matrix of dx, which else takes their place
+    bint lent                   # dx's matrix lies where dW will be
+    Matrix right[3]             # right operands of dW, a block of the tape: x, h_prev or, for gru_reset_before, r*h
     const char *dy              # laid out like y
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
     char *d_c

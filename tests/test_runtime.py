@@ -752,6 +752,28 @@ def test_large_results_stay_their_callers(target):
     assert np.array_equal(y, held)
 
 
+@pytest.mark.parametrize("I", [9, 150, 400])
+def test_gradients_stay_their_callers(target, I):
+    """Until they are made there may be packed weights where they will be: none are left, and no later call's."""
+    rng = np.random.default_rng(0)
+    layer = fr.LSTM(I, 150, rng=0, backend=target.backend)
+    w = [layer.parameters[f"{name}_l0"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+    def gradients(T, lengths=None):
+        x = rng.standard_normal((T, 3, I), np.float32)
+        y, *_, tape = fr.lstm_forward(x, *w, training=True, lengths=lengths, backend=target.backend)
+        return fr.lstm_backward(tape, np.ones_like(y), dh_n=np.ones((3, 150), np.float32))
+
+    first = gradients(20)
+    held = {name: gradient.copy() for name, gradient in first._asdict().items()}
+    for lengths in (None, [0, 0, 0]):
+        later = gradients(20, lengths)
+    for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh"):
+        assert not getattr(later, name).any(), f"{name}: sums over no steps are zero"
+    for name, values in held.items():
+        assert np.array_equal(getattr(first, name), values), name
+
+
 FUNCTIONS = (fr.rnn_forward, fr.gru_forward, fr.lstm_forward)
 
 
