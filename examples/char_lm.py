@@ -310,6 +310,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not options.prompt:
         parser.error("--prompt: expected at least one character")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps: expected at least 1, got {options.steps}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds: expected more than 0, got {options.seconds}")
     return options
 
 
@@ -327,6 +331,12 @@ def main(arguments: list[str] | None = None) -> None:
     alphabet = Alphabet.of(text)
     symbols = alphabet.encode(text)
     learnt, held_out = np.split(symbols, [len(symbols) * 19 // 20])
+    least = options.batch * options.length + 1
+    if len(held_out) < least:
+        raise SystemExit(
+            f"--text: expected at least {20 * least:,} characters, of which a twentieth is held out, for --batch "
+            f"{options.batch} columns and --length {options.length}, got {len(symbols):,}"
+        )
     shape = options.cell, options.hidden, options.layers, options.embed
     model = CharLM(alphabet, *shape, options.seed)
     count = sum(a.size for a in model.parameters.values())

@@ -54,6 +54,7 @@ cdef enum:
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
+    CLEARED = 32            # multiply-adds that take as long as clearing an element of a fresh page
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
@@ -236,6 +237,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef np.ndarray x = tape.x
     cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, of_dh, of_dx
     cdef int D = run.directions, i, s
+    cdef bint as_dh, dh_lent, dx_lent
     cdef Direction *d
     cdef Layer *l
     cdef Packed packed
@@ -260,11 +262,15 @@ def backward(Tape tape, dy, dh_n, dc_n):
         for s in range(l.cell.stages):
             d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
             of_dh += matrix_bytes(&d.dh[s], l.tiles)
-        gw_ih = new_gradient(size, l.cell.gates * H, I, of_dx)
-        gw_hh = new_gradient(size, l.cell.gates * H, H, of_dh)
+        as_dh = of_dx <= of_dh                                  # then it takes that one's place, still in cache
+        dh_lent = lends(l.cell.gates * H * H * size, of_dh)
+        dx_lent = not as_dh and lends(l.cell.gates * H * I * size, of_dx)
+        d.lent = of_dx > 0 and (dh_lent if as_dh else dx_lent)
+        gw_ih = new_gradient(size, l.cell.gates * H, I, of_dx if dx_lent else 0)
+        gw_hh = new_gradient(size, l.cell.gates * H, H, of_dh if dh_lent else 0)
         d.grad_w_ih = <char *>np.PyArray_DATA(gw_ih)
         d.grad_w_hh = <char *>np.PyArray_DATA(gw_hh)
-        need += max(0 if lent(of_dh) else of_dh, 0 if lent(of_dx) else of_dx)
+        need += max(0 if dh_lent else of_dh, 0 if dx_lent or as_dh else of_dx)
         for s in range(1 + l.cell.stages):
             d.right[s] = right_matrix(d, s)
             need += matrix_bytes(&d.right[s], l.tiles)
@@ -284,10 +290,9 @@ def backward(Tape tape, dy, dh_n, dc_n):
         for s in range(1 + l.cell.stages):
             d.right[s].data = at
             at += matrix_bytes(&d.right[s], l.tiles)
-        d.dh[0].data = d.grad_w_hh if lent(of_dh) else at
+        d.dh[0].data = d.grad_w_hh if dh_lent else at
         d.dh[1].data = d.dh[0].data + matrix_bytes(&d.dh[0], l.tiles)
-        d.dx.data = d.dh[0].data if of_dx <= of_dh else d.grad_w_ih if lent(of_dx) else at
-        d.lent = of_dx > 0 and lent(max(of_dx, of_dh))
+        d.dx.data = d.dh[0].data if as_dh else d.grad_w_ih if dx_lent else at
         if grad_y is not None:
             d.dy = <char *>np.PyArray_DATA(grad_y) + i * H * size
         d.gx_t = B * I * size

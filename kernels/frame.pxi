@@ -53,7 +53,8 @@ cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py
     if d.offset[d.steps] == d.T * d.B:
         return
     t = k.rank
-    while t < d.T:
+    while t < d.T and not k.run.interrupted:
+        account(k, <double>CLEARED * columns * d.B)
         for j in range(d.active[t] if t < d.steps else 0, d.B):
             memset(rows + t * by_t + d.order[j] * by_b, 0, columns * d.layer.tiles.itemsize)
         t += k.run.size
@@ -129,14 +130,17 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
 
 
 cdef void deal(Group *g, int groups) noexcept:
-    """The batch of one direction to so many groups. The longest sequences come first, and all groups get about as many
-    valid steps: few long sequences, or many short ones, which are few steps of many rows."""
+    """The batch of one direction to so many groups, at most as many as sequences. The longest come first, and all
+    groups get about as many valid steps: few long sequences, or many short ones, which are few steps of many rows. Each
+    gets one at least: the caller, who alone looks for signals, is in the first group and must not sit idle."""
     cdef Direction *d = g.direction
     cdef Py_ssize_t j = 0, before = 0
     cdef int i
     for i in range(groups):
         g[i].begin = j
-        while j < d.B and (2 * before + d.length[d.order[j]]) * groups <= 2 * d.offset[d.steps] * (i + 1):
+        while j <= d.B - groups + i and (
+            j == g[i].begin or (2 * before + d.length[d.order[j]]) * groups <= 2 * d.offset[d.steps] * (i + 1)
+        ):
             before += d.length[d.order[j]]
             j += 1
         g[i].rows = j - g[i].begin

@@ -145,21 +145,22 @@ cdef np.ndarray new_rows(Py_ssize_t itemsize, Py_ssize_t T, Py_ssize_t B, Py_ssi
     return held_array(itemsize, 3, shape, 0)
 
 
-cdef inline bint lent(Py_ssize_t bytes) noexcept nogil:
-    """Whether a packed matrix of the backward pass, all of it read before dW is written, has dW's memory until then."""
-    return bytes >= LENT_LEAST
+cdef inline bint lends(Py_ssize_t bytes, Py_ssize_t packed) noexcept nogil:
+    """Whether dW, of so many bytes, lends its memory to a packed matrix, all of it read before dW is written: to a
+    large one that needs little more."""
+    return LENT_LEAST <= packed <= bytes + bytes // 4
 
 
-cdef np.ndarray new_gradient(Py_ssize_t itemsize, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t packed):
-    """An array for dW, with room for so many bytes of a packed matrix where they are lent to it."""
+cdef np.ndarray new_gradient(Py_ssize_t itemsize, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t room):
+    """An array for dW, with room for what it lends its memory to."""
     cdef np.npy_intp[2] shape = [rows, columns]
-    if not lent(packed):
+    if room == 0:
         return new_array(itemsize, False, rows, columns)
-    return held_array(itemsize, 2, shape, packed)
+    return held_array(itemsize, 2, shape, room)
 
 
 cdef np.ndarray held_array(Py_ssize_t itemsize, int axes, np.npy_intp *shape, Py_ssize_t least):
-    """An array that begins on a cache line, in a block of so many bytes at least that comes back where it is large."""
+    """An array that begins on a cache line, in a block of so many bytes at least, which comes back if it is large."""
     cdef object size = itemsize                                 # a Python integer does not overflow
     cdef int i
     for i in range(axes):
@@ -234,7 +235,7 @@ cdef int place(Packed p, b_ih, b_hh) except -1:
     cdef int s
     for s in range(l.cell.stages):
         size += matrix_bytes(&l.h[s], l.tiles)
-    cdef bint apart = lent(matrix_bytes(&l.x, l.tiles))
+    cdef bint apart = matrix_bytes(&l.x, l.tiles) >= LENT_LEAST     # dW_ih will find room there, dW_hh in the rest
     if apart:
         p.of_x = Memory(matrix_bytes(&l.x, l.tiles))
     p.memory = Memory(size if apart else size + matrix_bytes(&l.x, l.tiles))

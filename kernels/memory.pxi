@@ -1,6 +1,7 @@
-# Blocks of memory: each lives as long as its owner, and a few of the large ones are kept for whoever comes next. The
-# largest of these are the system's to take when it is short of memory, until they are written to again.
+# Blocks of memory: each lives as long as its owner, and some are kept for whoever comes next. The largest of these are
+# the system's to take when it is short of memory, until they are written to again.
 
+from cpython.buffer cimport PyBuffer_FillInfo
 from libc.stdlib cimport free
 from libc.string cimport memmove
 from posix.stdlib cimport posix_memalign
@@ -80,11 +81,18 @@ cdef class Memory:
                 self.size = found.size
                 return
         cdef bint large = self.size >= 2 * LARGE_PAGE
-        if posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
+        while posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
             self.data = NULL
+            if KEPT:
+                free(take_out(0).data)                          # they may be all that is missing
+                continue
             raise MemoryError(f"no memory for a work area of {size} bytes")
         if large:
             cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        """NumPy asks for it before an array is made writable again."""
+        PyBuffer_FillInfo(buffer, self, self.data, self.size, False, flags)
 
     def __dealloc__(self):
         if self.data != NULL and SPARE_LEAST <= self.size <= SPARE_MOST:     # NULL: there was no memory for it

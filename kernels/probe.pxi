@@ -131,6 +131,26 @@ def latency(dtype, double seconds=.02):
     return (whole - probe(&p, 1, seconds)) / (most - most // 2)
 
 
+def dealt(lengths, int groups):
+    """How a batch of sequences so long is dealt to groups, as many as sequences at most: the lengths of each."""
+    cdef np.ndarray given = numpy.asarray(lengths, numpy.int64)
+    cdef Plan plan = Plan(given.max(), given.shape[0], given)
+    cdef Direction d
+    cdef Group *g
+    cdef int i
+    memset(&d, 0, sizeof(d))
+    d.B = plan.B
+    d.steps = plan.steps
+    d.order = plan.order
+    d.length = plan.length
+    d.offset = plan.offset
+    cdef Memory memory = Memory(groups * sizeof(Group))
+    g = <Group *>memory.data
+    g[0].direction = &d
+    deal(g, groups)
+    return [[plan.length[plan.order[g[i].begin + j]] for j in range(g[i].rows)] for i in range(groups)]
+
+
 cdef struct Elementwise:
     const tiles_t *tiles
     const void *a

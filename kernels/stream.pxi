@@ -1,5 +1,7 @@
 # Streams: single steps of a stack of layers, everything laid out beforehand.
 
+from fusedrnn.checks import readable
+
 
 @cython.final
 cdef class Stream:
@@ -76,8 +78,8 @@ cdef class Stream:
         cdef OpenLayer layer
         cdef Direction *d
         cdef Py_ssize_t b, size
-        if not isinstance(x_t, np.ndarray):
-            x_t = numpy.asarray(x_t)
+        if type(x_t) is not np.ndarray:
+            x_t = readable("x_t", x_t, str(self.dtype))
         x = x_t
         if np.PyArray_TYPE(x) != number_of(self.itemsize):
             raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")

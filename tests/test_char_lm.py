@@ -170,3 +170,17 @@ def test_no_prompt_is_refused(char_lm: ModuleType, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         char_lm.main(["--prompt", ""])
     assert "--prompt: expected at least one character" in capsys.readouterr().err
+
+
+def test_a_text_too_short_is_refused_before_training(char_lm: ModuleType, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"--text: expected at least 20,500 characters, .* got 2,700"):
+        char_lm.main(["--text", str(text), "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("option", ["--seconds", "--steps"])
+def test_no_time_to_train_is_refused(char_lm: ModuleType, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        char_lm.parse([option, "0"])
+    assert f"{option}: expected" in capsys.readouterr().err

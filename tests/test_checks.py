@@ -356,7 +356,7 @@ def test_state_dict():
     fails(ValueError, sentence, load, cells)
     sentence = "weight_hh_l0: expected shape (15, 5), got (5, 15)"
     fails(ValueError, sentence, load, good | {"weight_hh_l0": zeros(5, 15)})
-    sentence = "bias_ih_l0: expected float32 or float64, got "
+    sentence = "bias_ih_l0: expected a floating dtype, got "
     fails(TypeError, sentence + "int64", load, good | {"bias_ih_l0": zeros(15, dtype=int)})
     fails(TypeError, sentence + "None", load, good | {"bias_ih_l0": None})
 
@@ -509,9 +509,49 @@ def test_sizes_of_parameters():
 # ------------------------------------------------------------------------------------------------------------ the rest
 
 
+def test_loading_what_is_there_already():
+    """The parameters of one direction into the other: no value is read after it was written over."""
+    layer = fr.GRU(3, 4, bidirectional=True, rng=0)
+    before, arrays = layer.state_dict(), dict(layer.parameters)
+    swapped = {k: k.removesuffix("_reverse") if k.endswith("_reverse") else f"{k}_reverse" for k in before}
+    layer.load_state_dict({k: layer.parameters[swapped[k]] for k in before})
+    for k, value in layer.parameters.items():
+        assert value is arrays[k]
+        assert np.array_equal(value, before[swapped[k]])
+
+
+@pytest.mark.parametrize(
+    "put",
+    [lambda a: a.tolist(), lambda a: a.astype(">f8"), lambda a: np.broadcast_to(a[:1], a.shape)],
+    ids=["list", "byte order", "read-only"],
+)
+def test_loading_over_what_cannot_be_changed(put):
+    """What a call reads, though it is no array that can be written to, is replaced."""
+    layer = fr.LSTM(3, 4, dtype=np.float64, rng=0)
+    ones = {k: np.ones_like(v) for k, v in layer.parameters.items()}
+    layer.parameters["bias_ih_l0"] = put(layer.parameters["bias_ih_l0"])
+    layer(np.zeros((2, 1, 3)))
+    layer.load_state_dict(ones)
+    assert all(np.array_equal(layer.parameters[k], ones[k]) for k in ones)
+    layer.parameters["bias_ih_l0"] = put(layer.parameters["bias_ih_l0"])
+    fr.init.zero_biases(layer)
+    assert not layer.parameters["bias_ih_l0"].any()
+
+
+@pytest.mark.parametrize("backend", fr.backends.available())
+def test_input_of_a_stream_that_is_no_array(backend):
+    step = fr.LSTM(3, 4, rng=0, backend=backend).freeze().stream(batch_size=2).step
+    fails(TypeError, "x_t: expected float32, got None", step, None)
+    with pytest.raises(TypeError, match=r"x_t: expected float32, got list \(setting an array"):
+        step([[1.0, 2.0, 3.0], [1.0]])
+    fails(TypeError, "x_t: expected float32, got a masked array", step, np.ma.zeros((2, 3), np.float32))
+    fails(TypeError, "x_t: expected float32, got int64", step, [[1, 2, 3], [4, 5, 6]])
+    assert step([np.zeros(3, np.float32)] * 2).shape == (2, 4)
+
+
 def test_use_backend():
-    fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.use_backend, "fast")
-    fails(TypeError, "backend: expected 'cython', 'numba' or 'reference', got NoneType", fr.use_backend, None)
+    fails(ValueError, "name: expected 'cython', 'numba' or 'reference', got 'fast'", fr.use_backend, "fast")
+    fails(TypeError, "name: expected 'cython', 'numba' or 'reference', got NoneType", fr.use_backend, None)
     fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.backends.get, "fast")
     fails(ValueError, "backend: expected 'cython', 'numba' or 'reference', got 'fast'", fr.backends.missing, "fast")
 

@@ -325,14 +325,59 @@ def test_what_does_not_fit_is_refused():
     given = weights_of("rnn", 3, 5, "float32", rng)
     packed, x, h = nb.rnn_weights(*given), np.zeros(3, np.float32), np.zeros(5, np.float32)
     nb.rnn_step(packed, x, h)
-    with pytest.raises(ValueError, match="x: its last axis"):
-        nb.rnn_step(packed, np.zeros(4, np.float32), h)
-    with pytest.raises(ValueError, match="h: its last axis"):
-        nb.rnn_step(packed, x, np.zeros(6, np.float32))
     with pytest.raises(ValueError, match="nonlinearity: expected 'tanh' or 'relu'"):
         nb.rnn_weights(*given, nonlinearity="step")
     with pytest.raises(ValueError, match="w_ih: expected shape"):
         nb.lstm_weights(*given)
+
+
+def zeros(*shape, dtype=np.float32, writeable=True):
+    a = np.zeros(shape, dtype)
+    a.flags.writeable = writeable
+    return a
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"x": zeros(4, 7)}, "x: expected 3 in its last axis, as the weights, got 7"),
+        ({"x": zeros(1, 3)}, "x: expected a batch of 4, as h, got 1"),
+        ({"x": zeros(3)}, "x: expected 2 axes of float32 as h, got 1 of float32"),
+        ({"x": zeros(4, 3, dtype=np.float64)}, "x: expected 2 axes of float32 as h, got 2 of float64"),
+        ({"x": zeros(4, 3, dtype=np.int32)}, "x: expected 2 axes of float32 as h, got 2 of int32"),
+        ({"x": zeros(3, 4).T}, "x, h: expected contiguous rows"),
+        ({"h": zeros(4, 6)}, "h: expected 5 in its last axis, as the weights, got 6"),
+        ({"h": zeros(4, 5, dtype=np.float64)}, "h: expected float32 as the weights, got float64"),
+        ({"h": zeros(2, 4, 5)}, "h: expected an array"),
+        ({"h": zeros(4, 5, writeable=False)}, "h: expected an array .* got readonly"),
+        ({"c": zeros(3, 5)}, "c: expected 4 in its first axis, as h, got 3"),
+        ({"c": zeros(4, 6)}, "c: expected 5 in its last axis, as h, got 6"),
+        ({"c": zeros(4, 5, dtype=np.float64)}, "c: expected 2 axes of float32 as h"),
+        ({"c": zeros(4, 5, writeable=False)}, "c: .* got readonly"),
+        ({"c": zeros(5, 4).T}, "c: expected contiguous rows"),
+    ],
+)
+def test_arrays_that_do_not_fit_a_step(changed, said):
+    """Nothing is read or written past an array, or taken for what it is not."""
+    packed = nb.lstm_weights(*weights_of("lstm", 3, 5, "float32", np.random.default_rng(0)))
+    arrays = {"x": zeros(4, 3), "h": zeros(4, 5), "c": zeros(4, 5)}
+    nb.lstm_step(packed, **arrays)
+    with pytest.raises(ValueError, match=said):
+        nb.lstm_step(packed, **{**arrays, **changed})
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "said"),
+    [
+        (zeros(2, 1, 3), zeros(2, 4, 5), "x: expected a batch of 4, as h, got 1"),
+        (zeros(2, 4, 3), zeros(1, 4, 5), "y: expected 2 steps, as x, got 1"),
+        (zeros(2, 4, 3), zeros(2, 4, 6), "y: expected every step to have the shape of h"),
+    ],
+)
+def test_arrays_that_do_not_fit_a_sequence(x, y, said):
+    given = weights_of("gru", 3, 5, "float32", np.random.default_rng(0))
+    with pytest.raises(ValueError, match=said):
+        nb.gru_sequence(nb.gru_weights(*given), x, zeros(4, 5), y)
 
 
 def test_the_example(capsys, monkeypatch):

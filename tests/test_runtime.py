@@ -34,12 +34,12 @@ import fusedrnn
 from fusedrnn import _core as core
 from cases import *
 
-def layer(T, B, I, H, training=False):
+def layer(T, B, I, H, training=False, lengths=None):
     rng = np.random.default_rng(0)
     shapes = ((4 * H, I), (4 * H, H), (4 * H,), (4 * H,))
     weights = tuple(rng.uniform(-0.1, 0.1, shape).astype("float32") for shape in shapes)
     x = np.broadcast_to(rng.standard_normal(I).astype("float32"), (T, B, I))
-    return core.forward("lstm", x, ((weights, None, None, False),), None, training)
+    return core.forward("lstm", x, ((weights, None, None, False),), lengths, training)
 
 SHORT = problem(Case("lstm", T=20, B=16, I=32, H=64, lengths="any", directions="both"))
 
@@ -472,7 +472,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored wh
 core.set_num_threads(2)
 want = short()
 
-def interrupted(call, *arguments, after=0.15):
+def answered(call, arguments, after):
     sent = []
     def kick():
         time.sleep(after)
@@ -482,23 +482,36 @@ def interrupted(call, *arguments, after=0.15):
     try:
         call(*arguments)
     except KeyboardInterrupt:
-        answered = time.monotonic() - sent[0]
+        seconds = time.monotonic() - sent[0]
     else:
         raise SystemExit("the call ended before the signal came")
-    assert answered < 1, f"answered after {answered} s"
     assert np.float32(1e-40) * np.float32(1) != 0, "the floating-point state was not restored"
     for _ in range(3): assert_same(short(), want)
-    print(f"{answered:.3f}")
+    return seconds
+
+def interrupted(call, arguments=lambda: (), after=0.15):
+    seconds = [answered(call, arguments(), after)]
+    while seconds[-1] > 0.2:  # as promised; a busy machine may be late, but not every time
+        assert len(seconds) < 5, f"answered after {seconds} s"
+        seconds.append(answered(call, arguments(), after))
 """
 
 CALLS = {
-    "many steps": "interrupted(layer, 100_000, 8, 4096, 64)",
-    "many steps for training": "interrupted(layer, 20_000, 8, 8192, 64, True)",
-    "wide steps": "interrupted(layer, 20, 8192, 4096, 512)",
-    "one sequence": "interrupted(layer, 200_000, 1, 64, 512)",
-    "backward": "interrupted(core.backward, layer(6_000, 8, 8192, 64, True)[3], None, np.ones((1, 8, 64), 'f'), None)",
+    "many steps": "interrupted(lambda: layer(100_000, 8, 4096, 64))",
+    "many steps for training": "interrupted(lambda: layer(20_000, 8, 8192, 64, True))",
+    "wide steps": "interrupted(lambda: layer(20, 8192, 4096, 512))",
+    "one sequence": "interrupted(lambda: layer(200_000, 1, 64, 512))",
+    "one long sequence and three threads": (
+        "core.set_num_threads(3)\n"
+        "interrupted(lambda: layer(200_000, 4, 4096, 32, False, np.array([200_000, 10, 10, 10])))"
+    ),
+    "backward": (
+        "interrupted(lambda tape: core.backward(tape, None, np.ones((1, 8, 64), 'f'), None),"
+        " lambda: layer(6_000, 8, 8192, 64, True)[3:])"
+    ),
     "backward of wide steps": (
-        "interrupted(core.backward, layer(2, 8192, 4096, 512, True)[3], np.ones((2, 8192, 512), 'f'), None, None)"
+        "interrupted(lambda tape: core.backward(tape, np.ones((2, 8192, 512), 'f'), None, None),"
+        " lambda: layer(2, 8192, 4096, 512, True)[3:])"
     ),
 }
 
@@ -509,6 +522,25 @@ CALLS = {
 def test_interrupt(call):
     """Ctrl-C in a long call is answered soon, and everything can be used afterwards."""
     python(INTERRUPT + CALLS[call])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        ([1000, 300, 300, 300, 300, 300, 300, 300], 8),
+        ([1000, 100, 100, 100], 3),
+        ([5] * 32, 2),
+        (range(100), 7),
+        ([9, 0, 0, 0], 4),
+    ],
+)
+def test_every_group_has_work(core, lengths, groups):
+    """Also the first, the caller's, who would be deaf to signals without."""
+    dealt = core.dealt(np.random.default_rng(0).permutation(lengths), groups)
+    assert [n for group in dealt for n in group] == sorted(lengths, reverse=True)
+    assert all(dealt)
+    steps = [sum(group) for group in dealt]
+    assert max(steps) <= sum(steps) / groups + max(lengths)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
@@ -727,6 +759,24 @@ for _ in range(2):
 """
 
 
+SPARE_MEMORY = """
+import resource
+
+w = [np.zeros(shape, np.float32) for shape in ((256, 1), (256, 64))]
+x = np.broadcast_to(np.float32(1), (3000, 64, 1))  # y takes 49 MB
+fusedrnn.lstm_forward(x, *w)  # ... and is kept
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
+fusedrnn.lstm_forward(x[:2000], *w)  # 33 MB, which what is kept is too large for
+"""
+
+
+@pytest.mark.skipif(not LINUX or SANITIZED, reason="the sanitizer has terabytes of addresses of its own")
+def test_spare_memory_is_no_lack_of_it():
+    """What is kept for the next call goes where a call would fail for want of it."""
+    python(SPARE_MEMORY)
+
+
 @pytest.mark.skipif(not LINUX or SANITIZED, reason="the sanitizer has terabytes of addresses of its own")
 def test_after_a_lack_of_memory():
     """What could not be had is not kept for the next call."""
@@ -750,6 +800,14 @@ def test_large_results_stay_their_callers(target):
             assert not ragged[n:, b].any()
         del ragged
     assert np.array_equal(y, held)
+
+
+def test_large_results_can_be_locked_and_unlocked(target):
+    """As an array of NumPy's own."""
+    y, _ = fr.GRU(3, 64, rng=0, backend=target.backend)(np.zeros((100, 8, 3), np.float32))
+    y.flags.writeable = False
+    y.flags.writeable = True
+    y += 1
 
 
 @pytest.mark.parametrize("I", [9, 150, 400])

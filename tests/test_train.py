@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,60 @@ def test_clip_global_norm_of_squares_that_overflow() -> None:
     gradients = {"a": np.full(4, 1e30, np.float32)}
     assert train.clip_global_norm(gradients, 1) == pytest.approx(2e30)
     np.testing.assert_allclose(gradients["a"], 0.5, rtol=1e-6)
+
+
+def test_clip_global_norm_of_norms_that_overflow_together() -> None:
+    gradients = {name: np.full(1, 1.1e154) for name in "ab"}
+    assert train.clip_global_norm(gradients, 1) == pytest.approx(1.1e154 * math.sqrt(2))
+    np.testing.assert_allclose(gradients["a"], math.sqrt(0.5), rtol=1e-14)
+
+
+@pytest.mark.parametrize("clip", [train.clip_global_norm, train.clip_value])
+@pytest.mark.parametrize(
+    ("gradients", "error", "said"),
+    [
+        (None, TypeError, "gradients: expected a mapping, got NoneType"),
+        ({"a": np.full(2, 9.0), "b": [1.0]}, TypeError, r"gradients\['b'\]: expected an ndarray, got list"),
+        ({"a": np.full(2, 9.0), "b": np.arange(3)}, TypeError, r"gradients\['b'\]: expected floating numbers, got int"),
+        ({"a": np.full(2, 9.0), "b": np.broadcast_to(9.0, 3)}, ValueError, r"gradients\['b'\]: expected a writable"),
+    ],
+)
+def test_clipping_refuses_before_it_changes(clip: Any, gradients: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        clip(gradients, 1)
+    assert gradients is None or gradients["a"].tolist() == [9, 9]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: train.Adam([np.ones(2)]), "parameters: expected a mapping, got list"),
+        (lambda: train.SGD({"p": np.ones(2)}, 0.1).step(None), "gradients: expected a mapping, got NoneType"),
+        (lambda: train.assign({"p": np.ones(2)}, None), "arrays: expected a mapping, got NoneType"),
+        (lambda: train.save_arrays("unwritten.npz", [np.ones(2)]), "arrays: expected a mapping, got list"),
+        (lambda: train.Linear(3, 4).backward(None, np.ones(4)), "tape: expected the tape of Linear.forward, got None"),
+        (lambda: train.Embedding(3, 4).backward(None, np.ones(4)), "tape: expected the tape of Embedding.forward"),
+        (lambda: train.Linear(3, 4)([[1.0], [1.0, 2.0]]), r"x: expected floating numbers, got list \("),
+        (lambda: train.Embedding(3, 4)([[1], [1, 2]]), r"indices: expected integers, got list \("),
+        (lambda: train.softmax([[1.0], [1.0, 2.0]]), r"logits: expected floating numbers, got list \("),
+        (lambda: train.Linear(3, 4, bias="no"), "bias: expected True or False, got 'no'"),
+    ],
+)
+def test_what_is_no_array_or_mapping(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        call()
+
+
+def test_assigning_parameters_to_one_another() -> None:
+    """No value is read after it was written over; and where one cannot be written to, none is."""
+    parameters = {"p": np.zeros(2), "q": np.ones(2)}
+    train.assign(parameters, {"p": parameters["q"], "q": parameters["p"]})
+    assert parameters["p"].tolist() == [1, 1]
+    assert parameters["q"].tolist() == [0, 0]
+    parameters["q"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"parameters\['q'\]: expected a writable array"):
+        train.assign(parameters, {"p": np.full(2, 3.0), "q": np.full(2, 3.0)})
+    assert parameters["p"].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -267,7 +267,7 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         global _process
-        backend = get(checks.choice("backend", name, NAMES))
+        backend = get(checks.choice("name", name, NAMES))
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
             self._before, _process = _process, backend

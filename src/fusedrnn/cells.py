@@ -155,7 +155,7 @@ class RNNCell(_Cell[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes
@@ -212,7 +212,7 @@ class GRUCell(_Cell[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes
@@ -267,7 +267,7 @@ class LSTMCell(_Cell[Pair]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H).
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes

@@ -149,30 +149,35 @@ def state(
     raise TypeError(f"{name}: expected a pair ({', '.join(parts)}), got {got}")
 
 
-def loaded(name: str, value: npt.ArrayLike, shape: Shape) -> Array:
-    """A parameter to load: of this shape and of any floating dtype, for it is cast to the layer's."""
-    found = _floating(name, value, FLOATING)
+def loaded(name: str, value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """A parameter to load: of this shape and of any floating dtype; a copy, cast to the layer's."""
+    found = _floating(name, value, FLOATING, "a floating dtype")
     if found.shape != shape:
         raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
-    return found
+    return found.astype(dtype)
 
 
 def _floating(name: str, value: npt.ArrayLike, dtypes: Dtypes, expected: str = "float32 or float64") -> Array:
     """`value` as an aligned array in native byte order, of one of these dtypes; shapes are still to be checked."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected {expected}, got a masked array")
-    found = _read(name, value, expected)
+    found = readable(name, value, expected)
     dtype = _native(found.dtype)
     if dtype not in dtypes:
         raise TypeError(f"{name}: expected {expected}, got {dtype}")
     return np.require(found, dtype, "A")
 
 
+def readable(name: str, value: npt.ArrayLike, expected: str) -> Array:
+    """`value` as an array of whatever shape and dtype, but no masked one: the mask would be lost."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected {expected}, got a masked array")
+    return _read(name, value, expected)
+
+
 def _read(name: str, value: Any, expected: str) -> Array:
     """NumPy's reading of an array-like; None and what else is no array at all are named by their type."""
     try:
         found = np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a tensor that requires its gradient
         raise TypeError(f"{name}: expected {expected}, got {type(value).__name__} ({error})") from error
     if found.dtype.kind == "O":
         single = "None" if value is None else type(value).__name__

@@ -153,8 +153,8 @@ def rnn_forward(
     reverse : bool, default False
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
-        Keep a tape for `rnn_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "reference"}, optional
+        Keep a tape for `rnn_backward`. x, y and the weights must not be changed before that.
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns
@@ -285,8 +285,8 @@ def gru_forward(
     reverse : bool, default False
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
-        Keep a tape for `gru_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "reference"}, optional
+        Keep a tape for `gru_backward`. x, y and the weights must not be changed before that.
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns
@@ -414,8 +414,8 @@ def lstm_forward(
     reverse : bool, default False
         Run from each sequence's last valid step down to time 0; ``y[t]`` is then the state after reading ``x[t]``.
     training : bool, default False
-        Keep a tape for `lstm_backward`. x and the weights must not be changed before that.
-    backend : {"cython", "reference"}, optional
+        Keep a tape for `lstm_backward`. x, y and the weights must not be changed before that.
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend`. The reference takes any floating dtype.
 
     Returns

@@ -107,7 +107,7 @@ class _Layer(Module, Generic[State]):
         Parameters
         ----------
         x : array_like
-            As in a call. It and the parameters must not be changed before `backward`.
+            As in a call. It, y and the parameters must not be changed before `backward`.
         state : array_like or pair of array_like, optional
             As in a call.
         lengths : array_like of int, optional
@@ -260,7 +260,7 @@ class RNN(_Layer[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes
@@ -344,7 +344,7 @@ class GRU(_Layer[Array]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes
@@ -426,7 +426,7 @@ class LSTM(_Layer[Pair]):
         Either float32 or float64; every array of a call has this dtype. The reference takes any floating dtype.
     rng : Generator, int or None
         Draws the parameters, U(-k, k) with k = 1 / sqrt(H), and the dropout masks.
-    backend : {"cython", "reference"}, optional
+    backend : {"cython", "numba", "reference"}, optional
         Who computes. None is the choice of `use_backend` at the time of each call.
 
     Attributes

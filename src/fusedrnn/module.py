@@ -78,10 +78,13 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, npt.ArrayLike]) -> None:
         """Copy parameters in: all of them, or in case of an error none.
 
+        Values may be these parameters themselves, under other names.
+
         Parameters
         ----------
         state_dict : mapping of str to array_like
-            Exactly the keys and shapes of `state_dict`, as arrays or PyTorch tensors of any floating dtype.
+            Exactly the keys and shapes of `state_dict`, as arrays or detached PyTorch tensors of a floating dtype that
+            NumPy has.
 
         Raises
         ------
@@ -91,9 +94,23 @@ class Module:
             A key is missing or unexpected, or a shape is wrong.
         """
         given = checks.keys("state_dict", state_dict, self._shapes)
-        found = {name: checks.loaded(name, given[name], shape) for name, shape in self._shapes.items()}
-        for target, value in zip(self._checked(), found.values(), strict=True):
+        found = {name: checks.loaded(name, given[name], shape, self.dtype) for name, shape in self._shapes.items()}
+        for target, value in zip(self.writable().values(), found.values(), strict=True):
             target[...] = value
+
+    def writable(self) -> dict[str, Array]:
+        """Find the parameters as arrays that can be changed in place.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The parameters themselves. Where the caller put a list, other byte order or a read-only array, a copy has
+            taken its place.
+        """
+        for name, value in zip(self._shapes, self._checked(), strict=True):
+            if value is not self.parameters[name] or not value.flags.writeable:
+                self.parameters[name] = value.copy()
+        return {name: self.parameters[name] for name in self._shapes}
 
     def __repr__(self) -> str:
         """As it would be called, options at their default left out."""

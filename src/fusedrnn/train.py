@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -41,6 +41,7 @@ __all__ = [
     "softmax_cross_entropy",
 ]
 
+T = TypeVar("T")
 Arrays: TypeAlias = dict[str, Array]
 Rng: TypeAlias = np.random.Generator | int | None
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -83,7 +84,7 @@ class Linear:
     ValueError
         If a size is less than 1.
     TypeError
-        If `dtype` is not a floating dtype.
+        If `dtype` is not a floating dtype, or `bias` not a bool.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Linear:
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         bound = 1 / math.sqrt(input_size)
         self.parameters: Arrays = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
-        if bias:
+        if checks.flag("bias", bias):
             self.parameters["bias"] = rng.uniform(-bound, bound, output_size).astype(dtype)
 
     def __call__(self, x: ArrayLike) -> Array:
@@ -122,7 +123,8 @@ class Linear:
             If the dtype of `x` is not the layer's.
         """
         weight = self.parameters["weight"]
-        x = checks.array("x", x, (*np.shape(x)[:-1], weight.shape[1]), weight.dtype)
+        x = _floating("x", x)
+        x = checks.array("x", x, (*x.shape[:-1], weight.shape[1]), weight.dtype)
         # One product of all rows: NumPy makes one for each leading index, which took 1.5 times as long.
         y = x.reshape(-1, weight.shape[1]) @ weight.T
         if "bias" in self.parameters:
@@ -150,7 +152,7 @@ class Linear:
         TypeError
             If the dtype of `dy` is not the layer's.
         """
-        weight = self.parameters["weight"]
+        weight, tape = self.parameters["weight"], checks.tape(tape, np.ndarray, "Linear.forward")
         dy = checks.array("dy", dy, (*tape.shape[:-1], weight.shape[0]), weight.dtype)
         dy_rows, x_rows = dy.reshape(-1, weight.shape[0]), tape.reshape(-1, weight.shape[1])
         gradients = {"weight": dy_rows.T @ x_rows}
@@ -246,7 +248,7 @@ class Embedding:
         TypeError
             If the dtype of `dy` is not the layer's.
         """
-        weight = self.parameters["weight"]
+        weight, tape = self.parameters["weight"], checks.tape(tape, np.ndarray, "Embedding.forward")
         dy = checks.array("dy", dy, (*tape.shape, weight.shape[1]), weight.dtype)
         # Sums over runs of equal indices: a fifth of the time of np.add.at for 2048 rows of 64.
         order = np.argsort(tape, axis=None, kind="stable")
@@ -444,16 +446,19 @@ def clip_global_norm(gradients: Mapping[str, Array], limit: float) -> float:
     Raises
     ------
     ValueError
-        If `limit` is not a number greater than 0.
+        If `limit` is not a number greater than 0, or a gradient is read-only. Nothing is changed then.
+    TypeError
+        If a gradient is not a floating ndarray. Nothing is changed then.
     FloatingPointError
         If the norm is NaN or infinite. Nothing is changed then.
     """
     _positive("limit", limit)
+    _writable("gradients", gradients)
     # float64, because the squares of exploding float32 gradients overflow just when clipping is needed.
-    squares = {name: float(np.square(g, dtype=np.float64).sum()) for name, g in gradients.items()}
-    norm = math.sqrt(sum(squares.values()))
+    norms = {name: math.sqrt(np.square(g, dtype=np.float64).sum()) for name, g in gradients.items()}
+    norm = math.hypot(*norms.values())
     if not math.isfinite(norm):
-        name = next(name for name, square in squares.items() if not math.isfinite(square))
+        name = next((name for name, part in norms.items() if not math.isfinite(part)), "all together")
         raise FloatingPointError(f"gradients: the norm of {name!r} is not finite")
     if norm > limit:
         for g in gradients.values():
@@ -474,9 +479,12 @@ def clip_value(gradients: Mapping[str, Array], limit: float) -> None:
     Raises
     ------
     ValueError
-        If `limit` is not a number greater than 0.
+        If `limit` is not a number greater than 0, or a gradient is read-only. Nothing is changed then.
+    TypeError
+        If a gradient is not a floating ndarray. Nothing is changed then.
     """
     _positive("limit", limit)
+    _writable("gradients", gradients)
     for g in gradients.values():
         np.clip(g, -limit, limit, out=g)
 
@@ -513,12 +521,7 @@ class Optimizer:
 
     def __init__(self, parameters: Mapping[str, Array], learning_rate: float) -> None:
         checks.number("learning_rate", learning_rate, 0)
-        for name, p in parameters.items():
-            if not isinstance(p, np.ndarray):
-                raise TypeError(f"parameters[{name!r}]: expected an ndarray, got {type(p).__name__}")
-            _floating(f"parameters[{name!r}]", p)
-            if not p.flags.writeable:
-                raise ValueError(f"parameters[{name!r}]: expected a writable array, got a read-only one")
+        _writable("parameters", parameters)
         self.parameters = dict(parameters)
         self.learning_rate = learning_rate
         self.steps = 0
@@ -704,11 +707,13 @@ def assign(parameters: Mapping[str, Array], arrays: Mapping[str, ArrayLike]) -> 
     Raises
     ------
     ValueError
-        If keys or a shape differ. Nothing is changed then.
+        If keys or a shape differ, or a parameter is read-only. Nothing is changed then.
     TypeError
-        If a dtype differs. Nothing is changed then.
+        If a dtype differs, or a parameter is not a floating ndarray. Nothing is changed then.
     """
-    checked = _like("arrays", arrays, parameters)
+    _writable("parameters", parameters)
+    # Copies, for they may be these parameters themselves, under other names.
+    checked = {name: a.copy() for name, a in _like("arrays", arrays, parameters).items()}
     for name, p in parameters.items():
         p[...] = checked[name]
 
@@ -729,10 +734,15 @@ def save_arrays(path: str | PathLike[str], arrays: Mapping[str, ArrayLike]) -> N
     ------
     ValueError
         If an array holds Python objects.
+    TypeError
+        If `arrays` is no mapping, or one of them is no array.
     OSError
         If the file cannot be written.
     """
-    converted = {name: np.asanyarray(a) for name, a in arrays.items()}
+    converted = {
+        name: a if isinstance(a, np.ndarray) else checks.readable(f"arrays[{name!r}]", a, "an array")
+        for name, a in _mapping("arrays", arrays).items()
+    }
     for name, a in converted.items():
         if a.dtype.hasobject:
             raise ValueError(f"arrays[{name!r}]: expected numbers, got Python objects")
@@ -773,8 +783,24 @@ def load_arrays(path: str | PathLike[str]) -> Arrays:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def _mapping(name: str, value: Mapping[str, T]) -> Mapping[str, T]:
+    if isinstance(value, Mapping):
+        return value
+    raise TypeError(f"{name}: expected a mapping, got {type(value).__name__}")
+
+
+def _writable(name: str, arrays: Mapping[str, Array]) -> None:
+    """All of them can be changed in place, or the caller changes none."""
+    for key, a in _mapping(name, arrays).items():
+        if not isinstance(a, np.ndarray):
+            raise TypeError(f"{name}[{key!r}]: expected an ndarray, got {type(a).__name__}")
+        _floating(f"{name}[{key!r}]", a)
+        if not a.flags.writeable:
+            raise ValueError(f"{name}[{key!r}]: expected a writable array, got a read-only one")
+
+
 def _floating(name: str, value: ArrayLike) -> Array:
-    a = np.asarray(value)
+    a = checks.readable(name, value, "floating numbers")
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating numbers, got {a.dtype}")
     return a
@@ -788,7 +814,7 @@ def _logits(value: ArrayLike) -> Array:
 
 
 def _indices(name: str, value: ArrayLike, count: int) -> Array:
-    a = np.asarray(value)
+    a = checks.readable(name, value, "integers")
     if a.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integers, got {a.dtype}")
     if a.size and (a.min() < 0 or a.max() >= count):
@@ -798,7 +824,7 @@ def _indices(name: str, value: ArrayLike, count: int) -> Array:
 
 def _mask(value: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     """Return the mask, all True where there is none, with the shape of what it masks."""
-    a = np.asarray(True if value is None else value)
+    a = checks.readable("mask", True if value is None else value, "bool")
     if a.dtype != np.bool_:
         raise TypeError(f"mask: expected bool, got {a.dtype}")
     try:
@@ -819,8 +845,10 @@ def _scale(reduction: Reduction, count: int) -> float:
 
 def _like(name: str, arrays: Mapping[str, ArrayLike], parameters: Mapping[str, Array]) -> Arrays:
     """Return `arrays` as arrays that have the keys, shapes and dtypes of `parameters`."""
-    if arrays.keys() != parameters.keys():
-        missing, unknown = sorted(parameters.keys() - arrays.keys()), sorted(arrays.keys() - parameters.keys())
+    if _mapping(name, arrays).keys() != parameters.keys():
+        missing, unknown = (
+            sorted(found, key=str) for found in (parameters.keys() - arrays, arrays.keys() - parameters)
+        )
         raise ValueError(f"{name}: expected the keys of the parameters, got missing {missing}, unknown {unknown}")
     return {key: checks.array(f"{name}[{key!r}]", arrays[key], p.shape, p.dtype) for key, p in parameters.items()}
 

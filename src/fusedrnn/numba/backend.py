@@ -361,7 +361,7 @@ class Stream:
             self._open()
             self.set_state(h, c)
             self._data[0]["halfway"] = halfway
-        x = np.asarray(x_t)
+        x = checks.readable("x_t", x_t, str(self._dtype))
         if x.dtype.num != self._dtype.num:
             raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
         if x.shape != (self._B, self._inputs):

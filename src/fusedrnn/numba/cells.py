@@ -342,25 +342,89 @@ def _gru_rows(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # ty
     return call
 
 
-@inner
-def check(weights, x, h):
+def check(weights, x, h):  # type: ignore[no-untyped-def]
     """Refuse what would be read or written in the wrong place."""
-    H, L = h.shape[-1], weights.x.shape[3]
-    if x.shape[-1] != weights.x.shape[1]:
-        raise ValueError("x: its last axis does not fit the weights")
-    if weights.h.shape[1] != H:
-        raise ValueError("h: its last axis does not fit the weights")
-    if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
-        raise ValueError("x, h: expected contiguous rows")
-    if L * h.itemsize != VECTOR_BYTES:
-        raise ValueError("weights: packed on another kind of CPU, or of another dtype than h")
+    raise NotImplementedError
 
 
-@inner
-def check_like_h(a, h):
+@overload(check)  # type: ignore[untyped-decorator]
+def _check(weights, x, h):  # type: ignore[no-untyped-def]
+    if not (isinstance(x, types.Array) and isinstance(h, types.Array)):
+        return None
+    packed, axes = weights[0], h.ndim  # weights.x
+    of_types = (
+        f"h: expected an array (H,) or (B, H) that can be written to, got {h}"
+        if axes not in (1, 2) or not h.mutable
+        else f"h: expected {packed.dtype} as the weights, got {h.dtype}"
+        if h.dtype != packed.dtype
+        else f"x: expected {axes} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
+        if (x.ndim, x.dtype) != (axes, h.dtype)
+        else ""
+    )
+    if of_types:  # a message that Numba knows before it runs
+
+        def refuse(weights, x, h):  # type: ignore[no-untyped-def]
+            raise ValueError(of_types)
+
+        return refuse
+
+    def of_shapes(weights, x, h):  # type: ignore[no-untyped-def]
+        if x.shape[-1] != weights.x.shape[1]:
+            raise ValueError(f"x: expected {weights.x.shape[1]} in its last axis, as the weights, got {x.shape[-1]}")
+        if weights.h.shape[1] != h.shape[-1]:
+            raise ValueError(f"h: expected {weights.h.shape[1]} in its last axis, as the weights, got {h.shape[-1]}")
+        if axes == 2 and x.shape[0] != h.shape[0]:
+            raise ValueError(f"x: expected a batch of {h.shape[0]}, as h, got {x.shape[0]}")
+        if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
+            raise ValueError("x, h: expected contiguous rows")
+        if weights.x.shape[3] * h.itemsize != VECTOR_BYTES:
+            raise ValueError(f"weights: expected panels of this CPU's vectors, got {weights.x.shape[3]} lanes")
+
+    return of_shapes
+
+
+def check_like_h(a, h):  # type: ignore[no-untyped-def]
     """Refuse a state that is not as h."""
-    if a.shape != h.shape or a.strides[-1] != h.itemsize:
-        raise ValueError("c: expected the shape of h, and contiguous rows")
+    raise NotImplementedError
+
+
+@overload(check_like_h)  # type: ignore[untyped-decorator]
+def _check_like_h(a, h):  # type: ignore[no-untyped-def]
+    if not (isinstance(a, types.Array) and isinstance(h, types.Array)):
+        return None
+    if (a.ndim, a.dtype, a.mutable) != (h.ndim, h.dtype, True):
+        of_types = f"c: expected {h.ndim} axes of {h.dtype} as h, to be written to, got {a}"
+
+        def refuse(a, h):  # type: ignore[no-untyped-def]
+            raise ValueError(of_types)
+
+        return refuse
+
+    def of_shapes(a, h):  # type: ignore[no-untyped-def]
+        if a.shape[0] != h.shape[0]:
+            raise ValueError(f"c: expected {h.shape[0]} in its first axis, as h, got {a.shape[0]}")
+        if a.shape[-1] != h.shape[-1]:
+            raise ValueError(f"c: expected {h.shape[-1]} in its last axis, as h, got {a.shape[-1]}")
+        if a.strides[-1] != h.itemsize:
+            raise ValueError("c: expected contiguous rows")
+
+    return of_shapes
+
+
+def check_steps(x, h, y):  # type: ignore[no-untyped-def]
+    """Refuse results that are not as many steps as x has, each as h."""
+    raise NotImplementedError
+
+
+@overload(check_steps)  # type: ignore[untyped-decorator]
+def _check_steps(x, h, y):  # type: ignore[no-untyped-def]
+    def of_shapes(x, h, y):  # type: ignore[no-untyped-def]
+        if y.shape[0] != x.shape[0]:
+            raise ValueError(f"y: expected {x.shape[0]} steps, as x, got {y.shape[0]}")
+        if y.shape[1:] != h.shape:
+            raise ValueError("y: expected every step to have the shape of h")
+
+    return of_shapes
 
 
 @public
@@ -379,7 +443,7 @@ def lstm_step(weights, x, h, c):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
     check(weights, x, h)
     check_like_h(c, h)
@@ -408,10 +472,9 @@ def lstm_sequence(weights, x, h, c, y):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
-        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    check_steps(x, h, y)
     for t in range(len(x)):
         lstm_step(weights, x[t], h, c)
         y[t] = h
@@ -433,7 +496,7 @@ def gru_step(weights, x, h):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
     check(weights, x, h)
     rows = h.shape[0] if h.ndim == 2 else 1
@@ -458,10 +521,9 @@ def gru_sequence(weights, x, h, y):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
-        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    check_steps(x, h, y)
     for t in range(len(x)):
         gru_step(weights, x[t], h)
         y[t] = h
@@ -483,7 +545,7 @@ def rnn_step(weights, x, h):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
     check(weights, x, h)
     rows = h.shape[0] if h.ndim == 2 else 1
@@ -508,10 +570,9 @@ def rnn_sequence(weights, x, h, y):
     Raises
     ------
     ValueError
-        A shape does not fit.
+        A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    if y.shape[0] != len(x) or y.shape[1:] != h.shape:
-        raise ValueError("y: expected as many steps as x has, each of the shape of h")
+    check_steps(x, h, y)
     for t in range(len(x)):
         rnn_step(weights, x[t], h)
         y[t] = h

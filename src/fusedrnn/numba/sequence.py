@@ -1225,16 +1225,17 @@ def work_bytes(run):
 
 @inner
 def deal(g, groups):
-    """The batch of one direction to so many groups. The longest sequences come first, and all groups get about as many
-    valid steps: few long sequences, or many short ones, which are few steps of many rows."""
+    """The batch of one direction to so many groups, at most as many as sequences. The longest come first, and all
+    groups get about as many valid steps: few long sequences, or many short ones, which are few steps of many rows. Each
+    gets one at least: the caller, who alone looks for signals, is in the first group and must not sit idle."""
     d = at(at(g, GROUP).direction, DIRECTION)
     j, before = 0, 0
     for i in range(groups):
         q = at(g + i * GROUP_BYTES, GROUP)
         q.begin = j
-        while j < d.B:
+        while j <= d.B - groups + i:
             length = get(d.length, get(d.order, j))
-            if (2 * before + length) * groups > 2 * get(d.offset, d.steps) * (i + 1):
+            if j > q.begin and (2 * before + length) * groups > 2 * get(d.offset, d.steps) * (i + 1):
                 break
             before += length
             j += 1

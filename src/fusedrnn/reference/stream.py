@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fusedrnn import checks
 from fusedrnn.reference.activations import Array
 from fusedrnn.reference.sequence import Cell, Parameters, biases, step_forward
 
@@ -44,7 +45,7 @@ class Stepper:
     @np.errstate(all="ignore")  # as the compiled kernels: NaN in, NaN out, no warning
     def step(self, x_t: Array, out: Array | None = None) -> Array:
         """One time step of x_t (B, I): the last layer's new h (B, H), written to `out` if given."""
-        x_t = np.asarray(x_t)
+        x_t = checks.readable("x_t", x_t, str(self._state.dtype))
         _check("x_t", x_t, self._input_shape, self._state.dtype)
         if out is not None:
             if not isinstance(out, np.ndarray):
