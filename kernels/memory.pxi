@@ -48,8 +48,8 @@ cdef void keep(char *data, Py_ssize_t size, bint soon) noexcept:
 
 
 cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
-    """A large size rounded up to the next quarter of a power of two: the matrices of a backward pass then find room in
-    the block of the forward ones, which is a few rows smaller. Pages that nobody touches take no memory."""
+    """A large size rounded up to the next quarter of a power of two: what is a little larger next time finds room then.
+    Pages that nobody touches take no memory."""
     cdef Py_ssize_t quarter = SPARE_LEAST // 4
     if size < SPARE_LEAST:
         return size
@@ -61,7 +61,7 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
 @cython.final
 @cython.internal
 cdef class Memory:
-    """A block of 64-byte aligned memory that lives as long as its owner. A few are kept for whoever comes next: fresh
+    """A block of 64-byte aligned memory that lives as long as its owner. Some are kept for whoever comes next: fresh
     pages have to be cleared by the system, 2 to 14 % of a training step. What callers hold, as long as they like
     (`held`), is at most a quarter larger than they asked for."""
     cdef char *data

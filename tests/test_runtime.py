@@ -540,7 +540,7 @@ def test_every_group_has_work(core, lengths, groups):
     assert [n for group in dealt for n in group] == sorted(lengths, reverse=True)
     assert all(dealt)
     steps = [sum(group) for group in dealt]
-    assert max(steps) <= sum(steps) / groups + max(lengths)
+    assert max(steps) <= sum(steps) / groups + max(lengths)  # its share, and the sequence that goes past it
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")

@@ -172,7 +172,7 @@ def forget_bias(module: Module, value: float = 1.0) -> None:
 
 def _gates(module: Module, kind: str) -> Iterator[Array]:
     """The parts, gate by gate, of all parameters whose name begins with `kind`."""
-    for name, value in module.writable().items():
+    for name, value in module._writable().items():
         if name.startswith(kind):
             yield from np.split(value, GATES[module.cell])
 

@@ -95,22 +95,8 @@ class Module:
         """
         given = checks.keys("state_dict", state_dict, self._shapes)
         found = {name: checks.loaded(name, given[name], shape, self.dtype) for name, shape in self._shapes.items()}
-        for target, value in zip(self.writable().values(), found.values(), strict=True):
+        for target, value in zip(self._writable().values(), found.values(), strict=True):
             target[...] = value
-
-    def writable(self) -> dict[str, Array]:
-        """Find the parameters as arrays that can be changed in place.
-
-        Returns
-        -------
-        dict of str to ndarray
-            The parameters themselves. Where the caller put a list, other byte order or a read-only array, a copy has
-            taken its place.
-        """
-        for name, value in zip(self._shapes, self._checked(), strict=True):
-            if value is not self.parameters[name] or not value.flags.writeable:
-                self.parameters[name] = value.copy()
-        return {name: self.parameters[name] for name in self._shapes}
 
     def __repr__(self) -> str:
         """As it would be called, options at their default left out."""
@@ -132,6 +118,13 @@ class Module:
         if parameters.keys() != shapes.keys():
             checks.keys("parameters", parameters, shapes)
         return [checks.array(name, parameters[name], shape, dtype) for name, shape in shapes.items()]
+
+    def _writable(self) -> dict[str, Array]:
+        """The parameters by name, as arrays to be changed in place; a copy replaces what the caller made none."""
+        for name, value in zip(self._shapes, self._checked(), strict=True):
+            if value is not self.parameters[name] or not value.flags.writeable:
+                self.parameters[name] = value.copy()
+        return {name: self.parameters[name] for name in self._shapes}
 
     def _weights(self) -> list[Weights]:
         """The parameters by direction, as backends take them."""

@@ -361,7 +361,13 @@ def _check_kinds(weights, x, h):  # type: ignore[no-untyped-def]
         if (x.ndim, x.dtype) != (axes, h.dtype)
         else ""
     )
-    return refusing(said)
+    if not said:
+        return lambda weights, x, h: None
+
+    def refuse(weights, x, h):  # type: ignore[no-untyped-def]
+        raise ValueError(said)
+
+    return refuse
 
 
 def check_kind(a, h):  # type: ignore[no-untyped-def]
@@ -383,45 +389,34 @@ def _check_kind(a, h):  # type: ignore[no-untyped-def]
     return refuse
 
 
-def refusing(said: str) -> Any:
-    """A function that says so, or does nothing where nothing is to be said."""
-    if not said:
-        return lambda weights, x, h: None
-
-    def refuse(weights, x, h):  # type: ignore[no-untyped-def]
-        raise ValueError(said)
-
-    return refuse
-
-
 @inner
 def check(weights, x, h):
     """Refuse what would be read or written in the wrong place. (A message with numbers in it costs 70 ns a step.)"""
     H, L = h.shape[-1], weights.x.shape[3]
     if x.shape[-1] != weights.x.shape[1]:
-        raise ValueError("x: expected as many numbers in its last axis as the weights have inputs, got others")
+        raise ValueError("x: expected as many numbers in its last axis as the weights have inputs")
     if weights.h.shape[1] != H:
-        raise ValueError("h: expected as many numbers in its last axis as the weights have units, got others")
+        raise ValueError("h: expected as many numbers in its last axis as the weights have units")
     if h.ndim == 2 and x.shape[0] != h.shape[0]:
-        raise ValueError("x: expected a batch as large as that of h, got another")
+        raise ValueError("x: expected a batch as large as that of h")
     if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
-        raise ValueError("x, h: expected contiguous rows, got others")
+        raise ValueError("x, h: expected contiguous rows")
     if L * h.itemsize != VECTOR_BYTES:
-        raise ValueError("weights: expected panels of this CPU's vectors, got others")
+        raise ValueError("weights: expected panels of this CPU's vectors")
 
 
 @inner
 def check_like_h(a, h):
     """Refuse a state that is not as h."""
     if a.shape != h.shape or a.strides[-1] != h.itemsize:
-        raise ValueError("c: expected the shape of h, and contiguous rows, got others")
+        raise ValueError("c: expected the shape of h, and contiguous rows")
 
 
 @inner
 def check_steps(x, h, y):
     """Refuse results that are not as many steps as x has, each as h."""
     if y.shape[0] != x.shape[0] or y.shape[1:] != h.shape:
-        raise ValueError("y: expected as many steps as x has, each of the shape of h, got others")
+        raise ValueError("y: expected as many steps as x has, each of the shape of h")
 
 
 @public
