@@ -357,7 +357,7 @@ def set_isa(str name):
     global ACTIVE
     cdef const tiles_t *found = cpu_tiles(name.encode())
     if found == NULL:
-        raise ValueError(f"isa: expected one of {', '.join(available_isas())}, got {name!r}")
+        raise ValueError(f"expected an instruction set of this CPU, {', '.join(available_isas())}, got {name!r}")
     ACTIVE = found
 
 
@@ -380,7 +380,7 @@ def set_num_threads(n):
     """Set the threads of one call, 1 to 256."""
     global THREADS
     if not 1 <= n <= TEAM_MOST:
-        raise ValueError(f"n: expected 1 to {TEAM_MOST} threads, got {n}")
+        raise ValueError(f"expected 1 to {TEAM_MOST} threads, got {n}")
     THREADS = n
 
 
@@ -393,9 +393,9 @@ include "probe.pxi"
 
 
 cdef int from_environment(str name, default, choose) except -1:
-    """Apply an environment variable, naming it where its value does not fit."""
+    """Apply an environment variable, naming it where its value does not fit; an empty one counts as none."""
     try:
-        choose(os.environ.get(name, default))
+        choose(os.environ.get(name) or default)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return 0

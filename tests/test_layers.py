@@ -378,6 +378,7 @@ def test_dropout_is_between_layers_in_training(cell, backend):
 
     start = copy.deepcopy(layer)
     y, _, tape = start.forward(x)
+    start.dropout = 0  # comes after this tape
     slope = float((start.backward(tape, dy).x * direction).sum())
     e = 1e-4
     expected = (8 * (loss(e) - loss(-e)) - (loss(2 * e) - loss(-2 * e))) / (12 * e)
@@ -410,6 +411,27 @@ def test_dropout_of_one_layer_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fr.GRU(I, H, 2, dropout=0.5)
+
+
+def test_dropout_may_be_changed():
+    layer = make("GRU", 2, dropout=0.5, backend="reference")
+    x = np.ones((T, B, I))
+    layer.dropout = 0
+    assert_same(layer.forward(x)[0], layer(x)[0])
+    for wrong, error in ((1.5, ValueError), (np.nan, ValueError), ("0.5", TypeError), (None, TypeError)):
+        with pytest.raises(error, match="dropout: expected a number"):
+            layer.dropout = wrong
+    assert layer.dropout == 0
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_options_are_fixed(cell):
+    """They would come too late: parameters and the order of axes are decided."""
+    layer = make(cell, 2)
+    for name in ("cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "dtype"):
+        with pytest.raises(AttributeError, match=f"{name}: fixed when a {cell} is made"):
+            setattr(layer, name, getattr(layer, name))
+    layer.note = layer.backend = None  # others are free
 
 
 # ------------------------------------------------------------------------------------------------------------ copies

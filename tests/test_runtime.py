@@ -75,7 +75,8 @@ pytestmark = pytest.mark.usefixtures("core")
 def test_isa_from_the_environment(core):
     for name in core.available_isas():
         assert python("print(core.isa())", FUSEDRNN_ISA=name) == name
-    assert python("print(core.isa())") == core.available_isas()[0]
+    for none in ({}, {"FUSEDRNN_ISA": ""}):
+        assert python("print(core.isa())", **none) == core.available_isas()[0]
 
 
 @pytest.mark.parametrize("name", ["sse9", "AVX2 ", "neon" if platform.machine() != "aarch64" else "avx2"])
@@ -113,6 +114,7 @@ def test_threads_from_the_environment():
     script = "print(len(os.sched_getaffinity(0)), core.get_num_threads(), core.available_cpus())"
     if LINUX:
         assert len(set(python(script).split())) == 1
+        assert len(set(python(script, FUSEDRNN_NUM_THREADS="").split())) == 1
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "100000000000000000000"])

@@ -58,7 +58,7 @@ class _Layer(Module, Generic[State]):
         input_size, hidden_size = checks.size("input_size", input_size), checks.size("hidden_size", hidden_size)
         self.num_layers = checks.size("num_layers", num_layers)
         self.batch_first = checks.flag("batch_first", batch_first)
-        self.dropout = checks.number("dropout", dropout, 0, 1)
+        self.dropout = dropout
         self.bidirectional = checks.flag("bidirectional", bidirectional)
         if self.dropout and self.num_layers == 1:
             warnings.warn("dropout acts between layers, and num_layers is 1: it does nothing", stacklevel=3)
@@ -70,6 +70,15 @@ class _Layer(Module, Generic[State]):
         }
         super().__init__(cell, input_size, hidden_size, widths, bias, dtype, rng, backend)
         self._stack = Stack(cell, input_size, hidden_size, self.num_layers, len(both), self.batch_first, self.dtype)
+
+    @property
+    def dropout(self) -> float:
+        """Share of each layer's outputs that the next layer does not see, in training only; it may be changed."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = checks.number("dropout", value, 0, 1)
 
     def __call__(
         self, x: npt.ArrayLike, state: Any = None, lengths: npt.ArrayLike | None = None
@@ -131,14 +140,14 @@ class _Layer(Module, Generic[State]):
         y, h0, c0, valid, unbatched = stack.enter(x, state, lengths)
         h, c, kept = [], [], []
         for layer, directions in enumerate(layers):
-            mask = self._draw_mask(y) if layer and self.dropout else None
-            if mask is not None:
-                y = self._drop(y, mask)
+            share = self.dropout if layer else 0.0
+            mask = self.rng.random(y.shape, dtype=np.float32) >= share if share else None
+            y = _dropped(y, mask, share)
             begun = stack.begin(layer, directions, h0, c0)
             y, h_n, c_n, inner = runner.forward(self.cell, y, begun, valid, True)
             h.append(h_n)
             c.append(c_n)
-            kept.append((mask, inner))
+            kept.append((mask, share, inner))
         y = stack.outward(y, unbatched)
         return y, stack.join(h, c, unbatched), Tape(self, y.shape, self.dtype, (runner, kept))
 
@@ -177,9 +186,9 @@ class _Layer(Module, Generic[State]):
         runner, kept = tape.take()
         found = []
         for layer in reversed(range(stack.num_layers)):
-            mask, inner = kept.pop()  # the tape's memory goes back layer by layer
+            mask, share, inner = kept.pop()  # the tape's memory goes back layer by layer
             dx, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc))
-            dy = dx if mask is None else self._drop(dx, mask)
+            dy = _dropped(dx, mask, share)
             found.append(directions)
         found.reverse()
         count = 4 if self.bias else 2
@@ -223,14 +232,13 @@ class _Layer(Module, Generic[State]):
             return [((w, None, None, False), (next(weights), None, None, True)) for w in weights]
         return [((w, None, None, False),) for w in weights]
 
-    def _draw_mask(self, y: Array) -> npt.NDArray[np.bool_]:
-        """Which elements of a layer's output the next layer sees."""
-        return self.rng.random(y.shape, dtype=np.float32) >= self.dropout
 
-    def _drop(self, values: Array, mask: npt.NDArray[np.bool_]) -> Array:
-        """What the mask leaves, scaled so that its expectation stays; a new array, and exact zeros even for NaN."""
-        left = np.zeros_like(values)
-        return np.multiply(values, 1 / (1 - self.dropout) if self.dropout < 1 else 0, out=left, where=mask)
+def _dropped(values: Array, mask: npt.NDArray[np.bool_] | None, share: float) -> Array:
+    """What the mask leaves, scaled so that its expectation stays; a new array, and exact zeros even for NaN."""
+    if mask is None:
+        return values
+    left = np.zeros_like(values)
+    return np.multiply(values, 1 / (1 - share) if share < 1 else 0, out=left, where=mask)
 
 
 class RNN(_Layer[Array]):

@@ -5,7 +5,7 @@ It knows the shapes of the parameters, and nothing of what is computed with them
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy.typing as npt
 
@@ -21,6 +21,13 @@ RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 """By nonlinearity."""
 GRU_CELLS = {True: "gru", False: "gru_reset_before"}
 """By reset_after."""
+FIXED: Final = frozenset(
+    (
+        "cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "nonlinearity",
+        "reset_after", "dtype",
+    )
+)  # fmt: skip
+"""Attributes that the shapes of the parameters, or the way of a sequence, were worked out from."""
 
 
 class Module:
@@ -55,6 +62,12 @@ class Module:
             checks.addressable(name, shape, self.dtype)
         self.parameters: dict[str, Array] = {}
         self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute, but none of those that decide what a module is: too late, they would do nothing."""
+        if name in FIXED and name in self.__dict__:
+            raise AttributeError(f"{name}: fixed when a {type(self).__name__} is made; make another")
+        super().__setattr__(name, value)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-k, k), k = 1 / sqrt(H), as PyTorch does.
