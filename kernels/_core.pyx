@@ -54,6 +54,7 @@ cdef enum:
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
+    PIECE = 16 * 1024 * 1024        # bytes of a matrix packed between two looks for signals, some milliseconds
     CLEARED = 32            # multiply-adds that take as long as clearing an element of a fresh page
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
@@ -200,7 +201,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
                     put_off(&l.h[s], l.tiles, wanted)
             place(packed, directions[i][0][2], directions[i][0][3])
             d.layer = l[0]
-    execute(frame, wanted)
+    execute(frame)
     for i in range(D):
         d = &run.direction[i]
         l = &d.layer
@@ -285,7 +286,7 @@ def backward(Tape tape, dy, dh_n, dc_n):
             at += B * l.stride * size
             state_in(l, plan.order, B, None if dc_n is None else dc_n[i], d.d_c)
         if l.cell.stages == 2:
-            d.d_rh = at
+            d.d_q = at
             at += B * l.stride * size
         for s in range(1 + l.cell.stages):
             d.right[s].data = at
@@ -311,7 +312,8 @@ def backward(Tape tape, dy, dh_n, dc_n):
     for i in range(D):
         run.direction[i].grad_x = <char *>np.PyArray_DATA(dx)
     frame.owners.append((grad_y, gradients))
-    execute(frame, THREADS)
+    divide(run, THREADS)
+    execute(frame)
     for i in range(D):
         d = &run.direction[i]
         if plan.rows == 0:                                      # nobody summed anything
@@ -364,11 +366,6 @@ def set_isa(str name):
 def team():
     """Addresses of team_acquire, team_run and team_release, for the functions of another compiler."""
     return <size_t>&team_acquire, <size_t>&team_run, <size_t>&team_release
-
-
-def available_cpus():
-    """CPUs that this thread may run on."""
-    return cpu_count()
 
 
 def get_num_threads():

@@ -1,4 +1,4 @@
-/* What this CPU and this operating system can run, and which instruction set is in force. */
+/* What this CPU and this operating system can run; CPUs, the clock, pages, flush-to-zero. */
 #ifndef FUSEDRNN_CPU_H
 #define FUSEDRNN_CPU_H
 

@@ -12,10 +12,12 @@ cdef void work(void *arg, int rank) noexcept nogil:
         d = &run.direction[i]
         if run.backward:
             for s in range(d.layer.cell.stages):
-                pack_matrix(&d.dh[s], d.layer.tiles, rank, run.size, <const void **>k.a)
+                pack_share(&k, &d.dh[s], d.layer.tiles)
         elif not d.packed:
             packing = True
-            pack_layer(&d.layer, rank, run.size)
+            pack_share(&k, &d.layer.x, d.layer.tiles)
+            for s in range(d.layer.cell.stages):
+                pack_share(&k, &d.layer.h[s], d.layer.tiles)
     if packing and meet(&k):
         return
     if run.size == 1:
@@ -33,7 +35,7 @@ cdef void work(void *arg, int rank) noexcept nogil:
         return
     for i in range(run.directions):
         d = &run.direction[i]
-        pack_matrix(&d.dx, d.layer.tiles, rank, run.size, <const void **>k.a)
+        pack_share(&k, &d.dx, d.layer.tiles)
         pack_rights(&k, d, 0)
         if meet(&k):
             return
@@ -44,6 +46,16 @@ cdef void work(void *arg, int rank) noexcept nogil:
         weight_gradients(&k, d)
         if not d.lent:
             input_gradient(&k, d, i > 0)
+
+
+cdef void pack_share(Worker *k, Matrix *m, const tiles_t *tiles) noexcept nogil:
+    """This rank's share of a matrix, large ones piece by piece: signals are looked for in between."""
+    cdef double bytes = <double>matrix_bytes(m, tiles) / k.run.size
+    cdef int pieces = 1 + <int>(bytes / PIECE), i
+    for i in range(pieces):
+        if not k.run.interrupted:
+            pack_matrix(m, tiles, k.rank * pieces + i, k.run.size * pieces, <const void **>k.a)
+            account(k, CLEARED * bytes / pieces / tiles.itemsize)
 
 
 cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py_ssize_t by_b,
@@ -60,41 +72,34 @@ cdef void clear_padding(Worker *k, Direction *d, char *rows, Py_ssize_t by_t, Py
         t += k.run.size
 
 
+cdef Py_ssize_t rows_at_once(Run *run) noexcept nogil:
+    """Rows that a rank may have before it at once: a chunk, a batch or a block of the tape."""
+    cdef Direction *d = &run.direction[0]
+    return max(<Py_ssize_t>LEFT_DEPTH_FAR, d.B, d.chunk, run.direction[run.directions - 1].chunk)
+
+
 cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
-    """Row pointers that a rank may need at once: a chunk, a batch, a block of the tape, or the rows of a matrix."""
-    cdef Py_ssize_t n = LEFT_DEPTH_FAR
-    cdef int i
-    for i in range(run.directions):
-        n = max(n, run.direction[i].B, run.direction[i].chunk)
-        if run.backward:
-            n = max(n, run.direction[i].layer.cell.gates * run.direction[i].layer.H)
-    return n
+    """Row pointers that a rank may need at once: those, or of the rows of a matrix."""
+    cdef Layer *l = &run.direction[0].layer
+    return max(rows_at_once(run), l.cell.gates * l.H) if run.backward else rows_at_once(run)
 
 
 cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
-    cdef Py_ssize_t staged = 0, B = 0
-    cdef Direction *d
-    cdef int i
-    for i in range(run.directions):
-        d = &run.direction[i]
-        B = max(B, d.B)
-        if d.x_i != d.layer.tiles.itemsize:
-            staged = max(staged, max(LEFT_DEPTH_FAR, d.B, d.chunk) * d.layer.inputs * d.layer.tiles.itemsize)
-        if run.backward:
-            staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * d.layer.tiles.itemsize)
-    return (2 * pointer_rows(run) + 10 * B) * sizeof(void *) + (staged + 127) // 64 * 64
+    cdef Direction *d = &run.direction[0]
+    cdef Py_ssize_t size = d.layer.tiles.itemsize, staged = 0
+    if d.x_i != size:
+        staged = rows_at_once(run) * d.layer.inputs * size
+    if run.backward:
+        staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * size)
+    return (2 * pointer_rows(run) + 10 * d.B) * <Py_ssize_t>sizeof(void *) + rounded_up(staged, 64) + 64
 
 
 cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
-    cdef Py_ssize_t B = 0
-    cdef int i
-    cdef void **at = <void **>(run.scratch + rank * run.scratch_bytes)
+    cdef Py_ssize_t B = run.direction[0].B
     memset(k, 0, sizeof(Worker))
     k.run = run
     k.rank = rank
-    for i in range(run.directions):
-        B = max(B, run.direction[i].B)
-    k.a = at
+    k.a = <void **>(run.scratch + rank * run.scratch_bytes)
     k.out = k.a + pointer_rows(run)
     k.y = <char **>(k.out + pointer_rows(run))
     k.gates = <void **>(k.y + B)
@@ -105,8 +110,8 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     k.dy = k.c + B
     k.dh = k.dy + B
     k.dc = k.dh + B
-    k.drh = k.dc + B
-    k.buffer = <char *>((<size_t>(k.drh + B) + 63) // 64 * 64)
+    k.dq = k.dc + B
+    k.buffer = <char *>rounded_up(<Py_ssize_t><size_t>(k.dq + B), 64)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -117,9 +122,9 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
     cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
-    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, rows = (d.B + groups - 1) // groups
-    cdef double panel = l.tiles.lanes * l.cell.gates, even = units * panel / width  # panels are shared by rows too, ...
-    cdef double columns = even if rows >= FEW_ROWS else (units + width - 1) // width * panel  # ... where rows are many
+    cdef Py_ssize_t rows = (d.B + groups - 1) // groups
+    cdef double panel = l.tiles.lanes * l.cell.gates, even = l.units * panel / width    # panels are shared by rows too
+    cdef double columns = even if rows >= FEW_ROWS else (l.units + width - 1) // width * panel  # where rows are many
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
     cdef double of_x = (even if d.steps > 1 else columns) * l.inputs
@@ -153,7 +158,6 @@ cdef void divide(Run *run, int wanted):
     cdef Layer *l = &d.layer
     cdef int directions = run.directions
     cdef int each = max(1, wanted // directions), width, groups
-    cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
     cdef double scale = 3 if run.backward else 1, cost
     cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = alone
     run.size = run.width = 1
@@ -163,7 +167,7 @@ cdef void divide(Run *run, int wanted):
         return
     for width in range(1, each + 1):
         groups = each // width
-        if width > units or groups > d.B or groups * width * directions <= 1:
+        if width > l.units or groups > d.B or groups * width * directions <= 1:
             continue
         cost = COST_CALL + scale * d.steps * step_cost(d, groups, width)
         if cost < best:
@@ -172,6 +176,11 @@ cdef void divide(Run *run, int wanted):
             run.width = width
             run.groups = groups * directions
             run.size = run.groups * width
+
+
+cdef inline Py_ssize_t chunk_rows(Direction *d) noexcept nogil:
+    """Gate rows of a group, where they do not stay."""
+    return max(d.chunk, d.B) if d.steps > 1 else d.B
 
 
 @cython.final
@@ -186,34 +195,33 @@ cdef class Frame:
         memset(&self.run, 0, sizeof(Run))
         self.owners = []
 
-    cdef int open(self, int wanted) except -1:
-        """Partition the work and carve out barriers, scratch and gate rows."""
+    cdef int open(self, int granted) except -1:
+        """Divide the work anew where fewer came than it was divided for; carve out barriers, scratch and gate rows."""
         cdef Run *run = &self.run
         cdef Direction *d
         cdef Group *g
         cdef int i, per
-        cdef Py_ssize_t size, chunk, at
+        cdef Py_ssize_t size, at
         for i in range(run.directions):                         # Python integers: these do not overflow
             d = &run.direction[i]
             if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
                 raise MemoryError("x: a step of it is more than this machine can address")
-        divide(run, wanted)
+        if granted != run.size:
+            divide(run, granted)
         per = run.groups // run.directions
-        run.scratch_bytes = (worker_bytes(run) + 127) // 128 * 128
-        size = run.groups * sizeof(Group)
-        size = (size + 127) // 128 * 128
+        run.scratch_bytes = rounded_up(worker_bytes(run), 128)
+        size = rounded_up(run.groups * sizeof(Group), 128)
         size += (run.groups * run.width + run.size) * sizeof(barrier_line)
         size += run.size * run.scratch_bytes
         cdef object extra = 0                                   # Python integers: no overflow
         for i in range(run.directions):
             d = &run.direction[i]
             if not run.backward and not d.training:
-                chunk = max(d.chunk, d.B) if d.steps > 1 else d.B
-                extra = extra + <object>chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize * per
+                extra = extra + <object>chunk_rows(d) * gate_row_bytes(&d.layer) * per
         self.memory = Memory(size + extra + 128)
         cdef char *base = self.memory.data
         run.group = <Group *>base
-        at = (run.groups * <Py_ssize_t>sizeof(Group) + 127) // 128 * 128
+        at = rounded_up(run.groups * <Py_ssize_t>sizeof(Group), 128)
         at += (-<Py_ssize_t><size_t>(base + at)) & 127
         run.lines = <barrier_line *>(base + at)
         at += run.size * sizeof(barrier_line)
@@ -221,7 +229,7 @@ cdef class Frame:
             g = &run.group[i]
             memset(g, 0, sizeof(Group))
             g.direction = &run.direction[i // per]
-            g.units = (g.direction.layer.H + g.direction.layer.tiles.lanes - 1) // g.direction.layer.tiles.lanes
+            g.units = g.direction.layer.units
             g.most = (g.units + run.width - 1) // run.width
             g.even = g.units // run.width * run.width
             g.even_panels = g.units if run.width == 1 else g.units // (PANEL * run.width) * PANEL * run.width
@@ -237,8 +245,7 @@ cdef class Frame:
                 d = g.direction
                 if not d.training:
                     g.gates = base + at
-                    chunk = max(d.chunk, d.B) if d.steps > 1 else d.B
-                    at += chunk * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
+                    at += chunk_rows(d) * gate_row_bytes(&d.layer)
         return 0
 
     cdef void go(self) noexcept nogil:
@@ -256,11 +263,9 @@ cdef int raise_pending() except -1:
     return -1
 
 
-cdef int execute(Frame frame, int wanted) except -1:
-    """Run a frame on as much of the team as can be had."""
-    cdef int granted
-    divide(&frame.run, wanted)
-    granted = team_acquire(frame.run.size, frame.run.patience)
+cdef int execute(Frame frame) except -1:
+    """Run a frame, its work divided, on as much of the team as can be had."""
+    cdef int granted = team_acquire(frame.run.size, frame.run.patience)
     try:
         frame.open(granted)
         with nogil:

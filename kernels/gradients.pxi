@@ -89,7 +89,8 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
     cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
-    cdef Py_ssize_t sixes = (H + 5) // 6, strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
+    cdef Py_ssize_t sixes = (H + LEFT_ROWS - 1) // LEFT_ROWS
+    cdef Py_ssize_t strips = min(rounded_up((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     cdef Py_ssize_t total = strips * cell.gates, turn, strip, g, u0, u1, i, row0, depth, sixes_apart
     cdef int which, segment, operand, packed_segment, whose
     cdef product_t p
@@ -98,14 +99,14 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     row0 = 0
     while row0 < rows:
         depth = min(block_rows(d), rows - row0)
-        sixes_apart = 6 * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
+        sixes_apart = LEFT_ROWS * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
         turn = -1
         whose = k.rank
         while not run.interrupted and next_turn(k, 0, total, &whose, &turn):
             strip = turn // cell.gates
             g = turn - strip * cell.gates
-            u0 = 6 * (sixes * strip // strips)
-            u1 = min(6 * (sixes * (strip + 1) // strips), H)
+            u0 = LEFT_ROWS * (sixes * strip // strips)
+            u1 = min(LEFT_ROWS * (sixes * (strip + 1) // strips), H)
             packed_segment = -1
             for which in range(2):
                 segment = cell.of_h[g] if which else cell.of_x[g]
@@ -121,7 +122,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 take(&p, &d.right[operand], l.tiles)
                 p.depth = depth
                 p.a = <const void **>k.a
-                p.a_step = 6
+                p.a_step = LEFT_ROWS
                 p.out = k.out
                 p.rows = u1 - u0
                 p.columns = d.right[operand].columns
@@ -129,7 +130,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
                 p.whole = True
                 p.prefetch = 1
                 for i in range(u1 - u0):
-                    k.a[i] = k.buffer + (i // 6 * sixes_apart + i % 6) * size
+                    k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + i % LEFT_ROWS) * size
                     k.out[i] = grad + (g * H + u0 + i) * p.columns * size
                 l.tiles.product(&p)
                 account(k, <double>p.rows * depth * p.columns)
@@ -150,7 +151,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
-    cdef Py_ssize_t blocks = min(even((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
+    cdef Py_ssize_t blocks = min(rounded_up((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
     cdef Py_ssize_t turn = -1, block, row, end, s, n, b
     cdef int whose = k.rank
     cdef product_t p

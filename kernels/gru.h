@@ -95,7 +95,7 @@ static void N(gru_before_backward_1)(const pointwise_t *p) {
     for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
             REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->drh[j] + u);
+            const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->dq[j] + u);
             const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
             N(store)(gate + S, dq * h_prev * (r * (1 - r))); /* C4' dr, C3' */
             N(store)((REAL *)p->dh[j] + u,

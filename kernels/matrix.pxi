@@ -1,6 +1,6 @@
 # Packed matrices: a layer as the tiles read it.
 
-from tiles cimport PANEL, pack_t
+from tiles cimport LEFT_ROWS, PANEL, pack_t
 
 
 cdef struct Matrix:
@@ -111,9 +111,14 @@ cdef struct Layer:
     const tiles_t *tiles
     Py_ssize_t inputs, H    # I (whose letter C keeps for the imaginary unit) and H
     Py_ssize_t stride       # of a segment of the gate row, in elements
+    Py_ssize_t units        # vectors of a state
     Matrix x
     Matrix h[2]
     char *bias
+
+
+cdef inline Py_ssize_t gate_row_bytes(Layer *l) noexcept nogil:
+    return l.cell.segments * l.stride * l.tiles.itemsize
 
 
 # NumPy by its C functions: a call of numpy.empty is as long as a small step, and ten times that out of a cold cache.
@@ -180,7 +185,7 @@ cdef class Packed:
     cdef tuple sources      # what the matrices are packed from; None once they are
     cdef readonly str cell
     cdef readonly object dtype
-    cdef readonly bint has_b_ih, has_b_hh
+    cdef bint has_b_ih, has_b_hh
 
     def __init__(self):
         raise TypeError("packed weights are made by pack()")
@@ -217,6 +222,7 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
     l.inputs = wi.shape[1]
     l.H = wh.shape[1]
     l.stride = padded(l.H, l.tiles.itemsize)
+    l.units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes
     l.x = forward_matrix(&l.cell.x, l.H, l.inputs, l.tiles.lanes)
     l.x.w = <char *>np.PyArray_DATA(wi)
     l.x.ld = l.inputs
@@ -231,7 +237,7 @@ cdef Packed prepare(str cell, w_ih, w_hh, b_ih, b_hh):
 cdef int place(Packed p, b_ih, b_hh) except -1:
     """Memory for a layer, and its bias row."""
     cdef Layer *l = &p.layer
-    cdef Py_ssize_t bias = l.cell.segments * l.stride * l.tiles.itemsize, size = bias
+    cdef Py_ssize_t bias = gate_row_bytes(l), size = bias
     cdef int s
     for s in range(l.cell.stages):
         size += matrix_bytes(&l.h[s], l.tiles)
@@ -275,18 +281,18 @@ cdef void add_bias(Layer *l, np.ndarray b, int *segment) noexcept:
                 (<float *>row)[u] += (<float *>data)[g * l.H + u]
 
 
-cdef void pack_layer(Layer *l, int rank, int size) noexcept nogil:
-    cdef int s
-    pack_matrix(&l.x, l.tiles, rank, size, NULL)
-    for s in range(l.cell.stages):
-        pack_matrix(&l.h[s], l.tiles, rank, size, NULL)
-
-
 def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
     """Pack a layer's weights once; see the backend protocol in fusedrnn.backends."""
     cdef Packed p = prepare(cell, w_ih, w_hh, b_ih, b_hh)
+    cdef Layer *l = &p.layer
+    cdef int i, s, pieces = 1 + <int>(<double>l.cell.gates * l.H * (l.inputs + l.H) * l.tiles.itemsize / PIECE)
     place(p, b_ih, b_hh)
-    with nogil:
-        pack_layer(&p.layer, 0, 1)
+    for i in range(pieces):
+        with nogil:
+            pack_matrix(&l.x, l.tiles, i, pieces, NULL)
+            for s in range(l.cell.stages):
+                pack_matrix(&l.h[s], l.tiles, i, pieces, NULL)
+        if signals_pending():
+            raise_pending()
     p.sources = None
     return p

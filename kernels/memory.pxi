@@ -55,7 +55,7 @@ cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
         return size
     while size > 8 * quarter:
         quarter *= 2
-    return (size + quarter - 1) // quarter * quarter
+    return rounded_up(size, quarter)
 
 
 @cython.final
@@ -101,8 +101,13 @@ cdef class Memory:
             free(self.data)
 
 
+cdef inline Py_ssize_t rounded_up(Py_ssize_t n, Py_ssize_t to) noexcept nogil:
+    """To a multiple."""
+    return (n + to - 1) // to * to
+
+
 cdef inline Py_ssize_t padded(Py_ssize_t n, Py_ssize_t itemsize) noexcept nogil:
     """n rounded up to 64 bytes; an odd number of lines where rows would otherwise share their cache sets."""
     cdef Py_ssize_t lane = 64 // itemsize
-    n = (n + lane - 1) // lane * lane
+    n = rounded_up(n, lane)
     return n + lane if n * itemsize % 1024 == 0 else n

@@ -1,4 +1,4 @@
-# The gate math by itself, for the tests of its accuracy, and the probes of the machine's limits.
+# The gate math, and how a batch is dealt to groups, by themselves, for their tests; the probes of the machine's limits.
 
 
 def sigmoid(np.ndarray a):

@@ -84,7 +84,7 @@ cdef struct Direction:
     const char *dy              # laid out like y
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
     char *d_c
-    char *d_rh
+    char *d_q
     char *grad_x                # (T, B, I) contiguous
     Py_ssize_t gx_t, gx_b
     char *grad_w_ih
@@ -139,7 +139,7 @@ cdef struct Worker:
     void **dy
     void **dh
     void **dc
-    void **drh
+    void **dq
     char *buffer                # staged x rows or packed left operands
 
 
@@ -165,16 +165,25 @@ cdef inline void account(Worker *k, double multiply_adds) noexcept nogil:
             look_for_signals(k.run)
 
 
-cdef bint meet(Worker *k) noexcept nogil:
-    """The whole team's barrier; True when all agree to stop. Rank 0 decides before, the others read after."""
-    cdef Run *run = k.run
-    if run.size == 1:
+cdef bint agreed(Run *run, barrier_line *lines, int rank, int size, unsigned long *epoch) noexcept nogil:
+    """A barrier; True when all there agree to stop: the first of them decides before, the others read after."""
+    if size == 1:
         return run.interrupted
-    k.epoch += 1
-    if k.rank == 0:
-        run.lines[0].stop[k.epoch & 1] = run.interrupted
-    team_barrier(run.lines, k.rank, run.size, k.epoch)
-    return run.lines[0].stop[k.epoch & 1]
+    epoch[0] += 1
+    if rank == 0:
+        lines[0].stop[epoch[0] & 1] = run.interrupted
+    team_barrier(lines, rank, size, epoch[0])
+    return lines[0].stop[epoch[0] & 1]
+
+
+cdef bint meet(Worker *k) noexcept nogil:
+    """The whole team's barrier."""
+    return agreed(k.run, k.run.lines, k.rank, k.run.size, &k.epoch)
+
+
+cdef bint barrier(Worker *k) noexcept nogil:
+    """The group's barrier."""
+    return agreed(k.run, k.group.lines, k.seat, k.run.width, &k.group_epoch)
 
 
 cdef bint next_turn(Worker *k, int job, Py_ssize_t total, int *whose, Py_ssize_t *turn) noexcept nogil:
@@ -191,11 +200,6 @@ cdef bint next_turn(Worker *k, int job, Py_ssize_t total, int *whose, Py_ssize_t
             return True
         whose[0] += 1
     return False
-
-
-cdef inline Py_ssize_t even(Py_ssize_t n, Py_ssize_t size) noexcept nogil:
-    """n rounded up, for every rank to have as much."""
-    return (n + size - 1) // size * size
 
 
 cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
@@ -233,7 +237,7 @@ cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogi
 
 
 cdef inline char *tape_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
-    return d.gates + (d.offset[s] + j) * d.layer.cell.segments * d.layer.stride * d.layer.tiles.itemsize
+    return d.gates + (d.offset[s] + j) * gate_row_bytes(&d.layer)
 
 
 cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n) noexcept nogil:

@@ -50,7 +50,7 @@ cdef Block block_of(Step *t, Py_ssize_t which, int rank) noexcept nogil:
     cdef Py_ssize_t strip = which % t.strips if t.by_part else which // t.parts
     cdef Block b
     b.first = strip * t.units
-    b.last = min(b.first + t.units, (l.H + lanes - 1) // lanes)
+    b.last = min(b.first + t.units, l.units)
     b.row = (which // t.strips if t.by_part else which % t.parts) * t.rows
     b.rows = min(t.rows, t.run.direction[0].B - b.row)
     b.at = b.first * lanes * size
@@ -166,7 +166,7 @@ cdef void deliver(Step *t, Block *b, int stage, char *y) noexcept nogil:
 
 
 cdef Py_ssize_t gate_rows_at(Step *t) noexcept nogil:
-    return (6 * t.rows * <Py_ssize_t>sizeof(void *) + 63) // 64 * 64
+    return rounded_up(6 * t.rows * <Py_ssize_t>sizeof(void *), 64)
 
 
 cdef void help(void *arg, int rank) noexcept nogil:
@@ -295,7 +295,7 @@ cdef class OpenLayer:
         cdef Step *t = &self.step
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
-        cdef Py_ssize_t units = (l.H + l.tiles.lanes - 1) // l.tiles.lanes, pitch, state = l.stride * l.tiles.itemsize
+        cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
         cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, size, at, bias, i, v
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
@@ -303,24 +303,24 @@ cdef class OpenLayer:
         size = self.run.size
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
         t.size = size
-        t.streams = units * bytes > size * L2_SHARE
+        t.streams = l.units * bytes > size * L2_SHARE
         t.by_part = self.run.groups > 1
         t.parts = max((d.B + CHUNK - 1) // CHUNK, self.run.groups)
         t.rows = max(1, (d.B + t.parts - 1) // t.parts)
         t.parts = (d.B + t.rows - 1) // t.rows
         t.units = panel if t.rows >= FEW_ROWS else 2 * panel    # one row takes two panels at a time
-        t.strips = (units + t.units - 1) // t.units
+        t.strips = (l.units + t.units - 1) // t.units
         while t.strips > 1 and 2 * t.units * t.rows * bytes <= SIGNAL_WORK * l.tiles.itemsize and (
             size == 1 or t.strips * t.parts > MOST_BLOCKS * size
             or t.strips * t.parts >= 2 * LEAST_BLOCKS * size
             and t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) < LEAST_TIME
         ):
             t.units *= 2
-            t.strips = (units + t.units - 1) // t.units
+            t.strips = (l.units + t.units - 1) // t.units
         t.blocks = t.strips * t.parts
         t.stride = padded(t.units * l.tiles.lanes, l.tiles.itemsize)
         pitch = t.stride * l.tiles.itemsize
-        t.own_bytes = (gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * pitch + 127) // 128 * 128
+        t.own_bytes = rounded_up(gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * pitch, 128)
         t.x_b = l.inputs * l.tiles.itemsize
         at = t.blocks * <Py_ssize_t>sizeof(block_line)
         bias = t.strips * l.cell.segments * pitch

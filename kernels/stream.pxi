@@ -1,6 +1,6 @@
 # Streams: single steps of a stack of layers, everything laid out beforehand.
 
-from fusedrnn.checks import readable
+from fusedrnn.checks import out as check_out, readable, stream_busy
 
 
 @cython.final
@@ -81,7 +81,7 @@ cdef class Stream:
         if type(x_t) is not np.ndarray:
             x_t = readable("x_t", x_t, str(self.dtype))
         x = x_t
-        if np.PyArray_TYPE(x) != number_of(self.itemsize):
+        if not np.PyArray_EquivTypenums(np.PyArray_TYPE(x), number_of(self.itemsize)):
             raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
         if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
             raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
@@ -90,10 +90,10 @@ cdef class Stream:
         if out is None:
             y = new_array(self.itemsize, False, self.B, self.H)
         else:
-            if not isinstance(out, np.ndarray):
-                raise TypeError(f"out: expected an ndarray of {self.dtype}, got {type(out).__name__}")
+            if type(out) is not np.ndarray:
+                check_out(out, self.dtype)
             y = out
-            if np.PyArray_TYPE(y) != number_of(self.itemsize):
+            if not np.PyArray_EquivTypenums(np.PyArray_TYPE(y), number_of(self.itemsize)):
                 raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
             if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
@@ -119,7 +119,7 @@ cdef class Stream:
 
     cdef int must_be_idle(self) except -1:
         if self.busy:
-            raise RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
+            raise stream_busy()
         return 0
 
     cdef np.ndarray state_of(self, Py_ssize_t which, bint of_c):

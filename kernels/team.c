@@ -24,7 +24,8 @@ static const double LONG_PATIENCE = 900e-6;
 static const double LONGEST = 64e-3;
 
 /* A worker's life: IDLE, then CALLED by the caller, then PRESENT by its own hand (or IDLE again: the caller went without
- * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go.
+ * it), then GO by the caller and PRESENT when that part is done, any number of times, and IDLE when the team is let go, or
+ * CALLED or OPEN by the next caller before it has seen that.
  * In an open run: IDLE, then OPEN by the caller, then BUSY by its own hand (or IDLE again: the run is over), LEFT by the
  * caller who does not wait for it, and IDLE when done. */
 enum { IDLE, CALLED, PRESENT, GO, OPEN, BUSY, LEFT };
@@ -55,7 +56,8 @@ static struct {
     worker at[TEAM_MOST];
 } team;
 
-static int state_of(const worker *w) { return __atomic_load_n(&w->state, __ATOMIC_ACQUIRE); }
+/* In one order with `asleep`: who falls asleep writes that and then looks here, who calls writes here and then looks there. */
+static int state_of(const worker *w) { return __atomic_load_n(&w->state, __ATOMIC_SEQ_CST); }
 
 static void set_state(worker *w, int state) { __atomic_store_n(&w->state, state, __ATOMIC_SEQ_CST); }
 
@@ -119,9 +121,10 @@ static void *work(void *arg) {
         }
         if (!change_state(me, CALLED, PRESENT)) continue;
         make_room();
-        for (unsigned polls = 0; state_of(me) != IDLE; polls++) {
+        int state;
+        for (unsigned polls = 0; (state = state_of(me)) == PRESENT || state == GO; polls++) {
             spin(polls);
-            if (state_of(me) != GO) continue;
+            if (state != GO) continue;
             team.fn(team.arg, me->rank);
             set_state(me, PRESENT);
             polls = 0;

@@ -335,7 +335,7 @@ static void N(pack_rows)(const pack_t *p) {
     }
 }
 
-/* The left operand of dW in groups of 6 rows side by side, so that a tile reads one short line a k; column sums beside. */
+/* The left operand of dW in groups of LEFT_ROWS rows side by side, so that a tile reads one short line a k; column sums beside. */
 static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
                          void *sum) {
     const REAL *const from = (const REAL *)src;
@@ -346,9 +346,10 @@ static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t l
         N(store_upto)((REAL *)sum + m, total, n);
     }
     for (ptrdiff_t k = 0; k < depth; k++) {
-        REAL *to = (REAL *)dst + k * 6;
+        REAL *to = (REAL *)dst + k * LEFT_ROWS;
         ptrdiff_t m = 0;
-        for (; m + 6 <= columns; m += 6, to += step) memcpy(to, from + k * ld + m, 6 * sizeof(REAL));
+        for (; m + LEFT_ROWS <= columns; m += LEFT_ROWS, to += step)
+            memcpy(to, from + k * ld + m, LEFT_ROWS * sizeof(REAL));
         for (ptrdiff_t i = m; i < columns; i++) to[i - m] = from[k * ld + i];
     }
 }

@@ -17,6 +17,7 @@
 #include <stddef.h>
 
 enum { PANEL = 4 };            /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
+enum { LEFT_ROWS = 6 };        /* rows that pack_left lays side by side: those of a full tile of that panel */
 enum { DEPTH = 512 };          /* K block of a product: a panel's block stays in L2 while the rows pass by */
 enum { TOGETHER = 2 * DEPTH }; /* ... or so much where that is several segments: what a tile adds to is read once */
 /* ... of a matrix as it came: all columns of a few rows, which are few pages; of more, where tiles have much to load */
@@ -64,9 +65,9 @@ typedef struct {
     const void *const *c_prev; /* in, padded, LSTM */
     void *const *c;            /* forward out, backward in, padded, LSTM */
     const void *const *dy;     /* backward in; NULL: zeros */
-    void *const *dh;  /* backward in/out, padded: in, what later steps sent; out, the direct share of step t-1 */
-    void *const *dc;  /* backward in/out, padded, LSTM */
-    void *const *drh; /* backward in, padded, GRU_RESET_BEFORE stage 1: gradient of r*h */
+    void *const *dh; /* backward in/out, padded: in, what later steps sent; out, the direct share of step t-1 */
+    void *const *dc; /* backward in/out, padded, LSTM */
+    void *const *dq; /* backward in, padded, GRU_RESET_BEFORE stage 1: gradient of q = r * h_prev */
 } pointwise_t;
 
 typedef void (*pointwise_fn)(const pointwise_t *);
@@ -90,7 +91,7 @@ typedef struct {
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);
-    /* dst[m/6 * step + k*6 + m%6] = src[k*ld + m], m < columns, k < depth; sum[m] += src[k*ld + m] in ascending k
+    /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = src[k*ld + m], m < columns, k < depth; sum[m] += src[k*ld + m] in ascending k
      * (NULL: no sums) */
     void (*pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
                       void *sum);

@@ -2,6 +2,7 @@
 
 cdef extern from "tiles.h" nogil:
     enum: PANEL
+    enum: LEFT_ROWS
     enum: CELLS
     ctypedef enum cell_t:
         RNN_TANH
@@ -35,7 +36,7 @@ cdef extern from "tiles.h" nogil:
         const void **dy
         void **dh
         void **dc
-        void **drh
+        void **dq
 
     ctypedef void (*pointwise_fn)(const pointwise_t *) noexcept nogil
 

@@ -96,7 +96,7 @@ cdef void part_of_rows(Worker *k, const product_t *all_rows, const pointwise_t *
     q.c += row
     q.dh += row
     q.dc += row
-    q.drh += row
+    q.dq += row
     if q.dy != NULL:
         q.dy += row
     f(&q)
@@ -107,7 +107,7 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     cdef Group *g = k.group
     cdef Direction *d = g.direction
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t size = l.tiles.itemsize, row_bytes = l.cell.segments * l.stride * size
+    cdef Py_ssize_t size = l.tiles.itemsize, row_bytes = gate_row_bytes(l)
     cdef Py_ssize_t s, i, j, n = 0, a, b
     cdef const char *row
     cdef product_t p
@@ -134,19 +134,6 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     p.rows = n
     none.rows = 0
     stage(k, &l.x, &p, &none, NULL, shared, False)
-
-
-cdef bint barrier(Worker *k) noexcept nogil:
-    """The group's barrier; True when all of it agree to stop."""
-    cdef Group *g = k.group
-    cdef int width = k.run.width
-    if width == 1:
-        return k.run.interrupted
-    k.group_epoch += 1
-    if k.seat == 0:
-        g.lines[0].stop[k.group_epoch & 1] = k.run.interrupted
-    team_barrier(g.lines, k.seat, width, k.group_epoch)
-    return g.lines[0].stop[k.group_epoch & 1]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -189,7 +176,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     q.dy = <const void **>k.dy if d.dy else NULL
     q.dh = k.dh
     q.dc = k.dc
-    q.drh = k.drh
+    q.dq = k.dq
     for i in range(group_rows(g, d.active[0]) if g.steps else 0):
         k.y[i] = y_row(d, g.begin + i, 0) - step
     for t in range(cell.stages):
@@ -197,7 +184,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             take(&p[t], &d.dh[t], tiles)
             from_gates(&p[t], l, &cell.dh[t])
             p[t].accumulate = t == 0
-            p[t].out = k.dh if t == 0 else k.drh
+            p[t].out = k.dh if t == 0 else k.dq
         else:
             take(&p[t], &l.h[t], tiles)
             into_gates(&p[t], &l.h[t], l, cell.h[t].segment)
@@ -238,7 +225,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 if cell.states == 2:
                     k.dc[i] = d.d_c + j * segment_bytes
                 if cell.stages == 2:
-                    k.drh[i] = d.d_rh + j * segment_bytes
+                    k.dq[i] = d.d_q + j * segment_bytes
                 if d.dy:
                     k.dy[i] = <void *>(d.dy + (<char *>k.h[i] - d.y))
         at += n

@@ -79,8 +79,8 @@ def test_repr_is_pytorchs(cell, options):
 
 
 def test_repr_shows_what_differs():
-    assert repr(fr.RNNCell(3, 4, True, "relu")) == "RNNCell(3, 4, nonlinearity=relu)"
-    assert repr(fr.GRUCell(3, 4, reset_after=False, dtype="f8")) == "GRUCell(3, 4, reset_after=False, dtype=float64)"
+    assert repr(fr.RNNCell(3, 4, True, "relu")) == "RNNCell(3, 4, nonlinearity='relu')"
+    assert repr(fr.GRUCell(3, 4, reset_after=False, dtype="f8")) == "GRUCell(3, 4, reset_after=False, dtype='float64')"
 
 
 @pytest.mark.parametrize(

@@ -247,10 +247,31 @@ def test_streams_are_independent(backend):
     assert other.step(np.ones((1, I), np.float32)).shape == (1, H)
 
 
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_copy_of_a_stream_goes_its_own_way(cell, duplicate, backend):
+    x = sequence()
+    stream = getattr(fr, cell)(I, H, 2, rng=0, backend=backend).freeze().stream(B)
+    stream.step(x[0])
+    twin = duplicate(stream)
+    before = stream.state
+    assert_same(twin.state, before)
+    h = twin.step(x[1])
+    assert_same(stream.state, before)
+    assert_same(stream.step(x[1]), h)
+    assert_same(stream.state, twin.state)
+
+
 def test_a_stream_says_what_it_is():
-    stream = fr.GRU(I, H, 2, rng=0).freeze().stream()
-    assert repr(stream) == "<stream of GRU(3, 5, num_layers=2), batch_size=1>"
+    fast = fr.GRU(I, H, 2, rng=0, dtype="f8").freeze()
+    stream = fast.stream()
+    assert repr(stream) == "<stream of GRU(3, 5, num_layers=2, dtype='float64'), batch_size=1>"
     assert stream.batch_size == 1
+    for each in (fast, stream):
+        assert (each.input_size, each.hidden_size, each.num_layers, each.dtype) == (I, H, 2, np.float64)
     assert "Run one time step." in inspect.getdoc(fr.Stream.step)
-    with pytest.raises(AttributeError):
-        stream.new = 1
+    for name in ("new", "step", "batch_size"):
+        with pytest.raises(AttributeError, match=f"^{name}: only the state of a stream can be changed$"):
+            setattr(stream, name, 1)
+    with pytest.raises(TypeError, match=r"^a stream cannot be pickled: pickle the layer and the stream's state$"):
+        pickle.dumps(stream)

@@ -85,7 +85,7 @@ def test_number_of_threads_at_the_start(before):
     cpus = str(fr.threads.available_cpus())
     assert python("-c", code).stdout.split() == [cpus, "2"]
     assert python("-c", code, FUSEDRNN_NUM_THREADS="3").stdout.split() == ["3", "2"]
-    for wrong in ("0", "-1", "two", "1.5", "257"):
+    for wrong in ("0", "-1", "two", "1.5", "257", "9" * 5000, "\u0663"):
         result = python("-c", code, FUSEDRNN_NUM_THREADS=wrong)
         assert result.returncode == 1
         assert "ValueError: FUSEDRNN_NUM_THREADS: " in result.stderr

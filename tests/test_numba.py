@@ -7,6 +7,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import fusedrnn as fr
 
 numba = pytest.importorskip("numba")
 nb = pytest.importorskip("fusedrnn.numba")
+once = pytest.importorskip("fusedrnn.numba.jit").once
 
 HERE = Path(__file__).parent
 SIZES = (
@@ -37,6 +40,12 @@ def python(code: str, **environment: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], env=env | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def zeros(*shape, dtype=np.float32, writeable=True):
+    a = np.zeros(shape, dtype)
+    a.flags.writeable = writeable
+    return a
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,7 +138,7 @@ for threads in 1, 2, 3, 4:
         ("gru", 3, 2, 70, 100), ("rnn_tanh", 60, 1, 130, 400), ("gru_reset_before", 60, 1, 20, 300),
     ]:
         p = problem(Case(cell, T=T, B=B, I=I, H=H))
-        table = backend._table(p.x.dtype)
+        table = backend._tables[p.x.dtype]
         table[:] = 0
         backend._meet.cache_clear()
         backend._meet_backward.cache_clear()
@@ -149,6 +158,77 @@ def test_every_tile_that_is_met_is_there():
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_no_worker_is_lost():
     assert "done" in python(WITHOUT_CORE + BURSTS)
+
+
+@pytest.mark.usefixtures("core")
+def test_the_team_is_free_whenever_python_runs(core, monkeypatch):
+    """Where a signal handler may raise: what was begun and has not found room goes on in Python."""
+
+    def interrupt(*_):
+        core.barrier_cost(2, 0.001)  # needs the team
+        raise KeyboardInterrupt
+
+    layer, x = fr.LSTM(256, 256, rng=0, backend="numba"), np.ones((20, 32, 256), np.float32)
+    want = layer(x)[0]
+    monkeypatch.setattr("fusedrnn.numba.backend.memory", interrupt)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            layer(x)
+    monkeypatch.undo()
+    assert np.array_equal(layer(x)[0], want)
+
+
+def test_a_stream_that_finds_no_memory_goes_on_as_it_was(monkeypatch):
+    x, before = np.ones((64, 64), np.float32), fr.get_num_threads()
+    fast = fr.GRU(64, 256, rng=0, backend="numba").freeze()
+
+    def refuse(_):
+        raise MemoryError
+
+    try:
+        fr.set_num_threads(1)
+        stream, twin = fast.stream(64), fast.stream(64)
+        for s in (stream, twin):
+            s.step(x)
+        state = stream.state
+        fr.set_num_threads(2)
+        monkeypatch.setattr("fusedrnn.numba.backend.memory", refuse)
+        with pytest.raises(MemoryError):
+            stream.step(x)
+        fr.set_num_threads(1)
+        assert np.array_equal(stream.state, state)
+        assert np.array_equal(stream.step(x), twin.step(x))
+        monkeypatch.undo()
+        for threads in (2, 3, 1):
+            fr.set_num_threads(threads)
+            assert np.array_equal(stream.step(x), twin.step(x))
+    finally:
+        fr.set_num_threads(before)
+
+
+def test_what_is_made_once():
+    """Threads that ask at the same time get the same object, which lives on."""
+    started = threading.Barrier(4)
+    made = []
+
+    @once
+    def make(key):
+        made.append(key)
+        time.sleep(0.01)
+        return made[-1]
+
+    found = []
+
+    def ask():
+        started.wait()
+        found.append(make("a"))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, made) == (["a"] * 4, ["a"])
 
 
 def test_without_the_extension_numba_is_the_default():
@@ -331,10 +411,7 @@ def test_what_does_not_fit_is_refused():
         nb.lstm_weights(*given)
 
 
-def zeros(*shape, dtype=np.float32, writeable=True):
-    a = np.zeros(shape, dtype)
-    a.flags.writeable = writeable
-    return a
+SHARED = zeros(4, 5)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +432,8 @@ def zeros(*shape, dtype=np.float32, writeable=True):
         ({"c": zeros(4, 5, dtype=np.float64)}, "c: expected 2 axes of float32 as h"),
         ({"c": zeros(4, 5, writeable=False)}, "c: .* got readonly"),
         ({"c": zeros(5, 4).T}, "c: expected the shape of h, and contiguous rows"),
+        ({"h": SHARED, "c": SHARED}, "c: expected an array of its own, got h"),
+        ({"x": (1.0, 2.0)}, "x: expected an array, got UniTuple"),
     ],
 )
 def test_arrays_that_do_not_fit_a_step(changed, said):
@@ -366,12 +445,95 @@ def test_arrays_that_do_not_fit_a_step(changed, said):
         nb.lstm_step(packed, **{**arrays, **changed})
 
 
+@numba.njit
+def lstm(weights, x, h):
+    nb.lstm_step(weights, x, h, h.copy())
+
+
+@numba.njit
+def gru(weights, x, h):
+    nb.gru_step(weights, x, h)
+
+
+@numba.njit
+def rnn(weights, x, h):
+    nb.rnn_step(weights, x, h)
+
+
+PACK = {"lstm": nb.lstm_weights, "gru": nb.gru_weights, "rnn": nb.rnn_weights}
+
+
+@pytest.mark.parametrize("step", [lstm, gru, rnn])
+def test_weights_of_another_cell(step):
+    """By type, in users' own functions too: panels of another width would be read past their end."""
+    rng = np.random.default_rng(0)
+    own = step.__name__
+    all_weights = {cell: PACK[cell](*weights_of(cell, 3, 5, "float32", rng)) for cell in PACK}
+    all_weights["before"] = nb.gru_weights(*weights_of("gru", 3, 5, "float32", rng), reset_after=False)
+    arrays = zeros(4, 3), zeros(4, 5)
+    packed = all_weights[own]
+    step(packed, *arrays)
+    wrong = [all_weights[cell] for cell in all_weights if cell != own and (cell, own) != ("before", "gru")]
+    for weights in (*wrong, None, tuple(packed), packed.x):
+        with pytest.raises(ValueError, match=rf"^weights: expected what {own}_weights\(\) packed, got "):
+            step(weights, *arrays)
+    twice = packed._replace(h=np.repeat(packed.h, 2, axis=-1))
+    for weights in (
+        packed._replace(bias=packed.bias.astype(np.float64)),
+        packed._replace(h=packed.h.astype(np.float64)),
+        twice._replace(h=twice.h[..., ::2]),
+        packed._replace(x=packed.x[0]),
+    ):
+        with pytest.raises(ValueError, match=r"^weights: expected contiguous fields of one dtype"):
+            step(weights, *arrays)
+
+
+def test_weights_as_the_layers_want_them():
+    rng = np.random.default_rng(0)
+    w_ih, w_hh, *_ = weights_of("gru", 3, 5, "float32", rng)
+    with pytest.raises(TypeError, match="reset_after: expected True or False, got 1"):
+        nb.gru_weights(w_ih, w_hh, reset_after=1)
+    with pytest.raises(TypeError, match="w_ih: expected float32 or float64, got None"):
+        nb.gru_weights(None, None)
+    with pytest.raises(ValueError, match=r"w_ih: expected shape \(3\*H, I\) with H >= 1 and I >= 1, got \(15, 0\)"):
+        nb.gru_weights(w_ih[:, :0], w_hh)
+    with pytest.raises(TypeError, match="w_hh: expected float32, got float64"):
+        nb.gru_weights(w_ih, w_hh.astype(np.float64))
+    with pytest.raises(TypeError, match="cells: expected a tuple or list, got 'lstm'"):
+        nb.compile("lstm")
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_weights_of_two_cells(reset_after):
+    """Fields out of stacks of other sizes."""
+    rng = np.random.default_rng(0)
+    small, large = (nb.gru_weights(*weights_of("gru", 3, H, "float32", rng), reset_after=reset_after) for H in (5, 300))
+    nb.gru_step(small, zeros(4, 3), zeros(4, 5))
+    for field in set(small._fields) - {"h"}:
+        for one, other, H in ((small, large, 5), (large, small, 300)):
+            with pytest.raises(ValueError, match="weights: expected fields of one cell"):
+                nb.gru_step(one._replace(**{field: getattr(other, field)}), zeros(4, 3), zeros(4, H))
+
+
+def test_a_last_axis_of_one():
+    """A series as a column has neighbours nowhere, and needs none."""
+    given = weights_of("lstm", 1, 1, "float32", np.random.default_rng(0))
+    series = np.linspace(-1, 1, 8, dtype=np.float32)[::2, None]
+    packed, h, c, y = nb.lstm_weights(*given), zeros(2, 1)[::2, 0], zeros(2, 1)[::2, 0], zeros(4, 1)
+    nb.lstm_sequence(packed, series, h, c, y)
+    assert np.array_equal(y, fr.lstm_forward(series[:, None], *given, backend="numba")[0][:, 0])
+    nb.lstm_step(packed, zeros(0, 1), zeros(0, 1), zeros(0, 1))
+
+
 @pytest.mark.parametrize(
     ("x", "y", "said"),
     [
         (zeros(2, 1, 3), zeros(2, 4, 5), "x: expected a batch as large as that of h"),
         (zeros(2, 4, 3), zeros(1, 4, 5), "y: expected as many steps as x has"),
         (zeros(2, 4, 3), zeros(2, 4, 6), "y: expected as many steps as x has, each of the shape of h"),
+        (zeros(2, 4, 3), zeros(2, 4, 5, dtype=np.int64), "y: expected 3 axes of float32 as h, .* got array.int64"),
+        (zeros(2, 4, 3), zeros(2, 4, 5, writeable=False), "y: expected 3 axes of float32 .* got readonly"),
+        (zeros(2, 4, 3), zeros(8, 5), "y: expected 3 axes"),
     ],
 )
 def test_arrays_that_do_not_fit_a_sequence(x, y, said):

@@ -23,7 +23,7 @@ import pytest
 import fusedrnn as fr
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {".c", ".h", ".pyx", ".pxd"}
+SOURCES = {".c", ".h", ".pyx", ".pxd", ".pxi"}
 COMPILED = {".so", ".dylib"}
 
 

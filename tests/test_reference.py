@@ -664,7 +664,7 @@ class TestPackedAndStream:
             stepper.step(x_t, x_t)
         with pytest.raises(TypeError, match="out: expected float64, got float32"):
             stepper.step(x_t, np.zeros((B, H), np.float32))
-        with pytest.raises(TypeError, match="out: expected an array, got list"):
+        with pytest.raises(TypeError, match="out: expected an ndarray of float64, got list"):
             stepper.step(x_t, [])
         with pytest.raises(ValueError, match="out: expected a writable array"):
             stepper.step(x_t, read_only)

@@ -111,7 +111,7 @@ def test_the_build_has_what_the_cpu_has(core):
 
 def test_threads_from_the_environment():
     assert python("print(core.get_num_threads())", FUSEDRNN_NUM_THREADS="3") == "3"
-    script = "print(len(os.sched_getaffinity(0)), core.get_num_threads(), core.available_cpus())"
+    script = "print(len(os.sched_getaffinity(0)), core.get_num_threads(), fusedrnn.threads.available_cpus())"
     if LINUX:
         assert len(set(python(script).split())) == 1
         assert len(set(python(script, FUSEDRNN_NUM_THREADS="").split())) == 1
@@ -130,7 +130,8 @@ def test_bad_number_of_threads(value):
 def test_affinity_is_respected():
     """Held to one CPU, a process has one thread."""
     pin = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    script = "short(); print(core.available_cpus(), core.get_num_threads(), len(os.listdir('/proc/self/task')))"
+    script = "short(); n = len(os.listdir('/proc/self/task'))\n"
+    script += "print(fusedrnn.threads.available_cpus(), core.get_num_threads(), n)"
     limits = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # threads that are not ours
     assert python(script, prelude=pin + PRELUDE, **limits) == "1 1 1"
 
@@ -498,6 +499,12 @@ def interrupted(call, arguments=lambda: (), after=0.15):
         seconds.append(answered(call, arguments(), after))
 """
 
+# Zeros, which are there when they are first read: packing them takes longest beside what else a call does.
+PACKING = """
+w = np.zeros((4 * 6144, 6144), "f")
+core.set_num_threads(1)
+"""
+
 CALLS = {
     "many steps": "interrupted(lambda: layer(100_000, 8, 4096, 64))",
     "many steps for training": "interrupted(lambda: layer(20_000, 8, 8192, 64, True))",
@@ -514,6 +521,12 @@ CALLS = {
     "backward of wide steps": (
         "interrupted(lambda tape: core.backward(tape, np.ones((2, 8192, 512), 'f'), None, None),"
         " lambda: layer(2, 8192, 4096, 512, True)[3:])"
+    ),
+    "packing": PACKING + "interrupted(lambda: core.pack('lstm', w, w), after=0.02)",
+    "a forward pass that packs": (
+        PACKING + "x = np.broadcast_to(np.float32(0), (60, 20, 6144))\n"
+        "ways = (((w, w, None, None), None, None, False),)\n"
+        "interrupted(lambda: core.forward('lstm', x, ways, None, False), after=0.02)"
     ),
 }
 

@@ -112,7 +112,7 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     const ptrdiff_t vectors = whole + tail;
     product_t p = {.rows = rows, .depth = depth, .width = width, .vectors = vectors, .a = a, .out = out};
     p.segments = any(0, 3) ? 1 : any(2, 3);
-    p.a_step = any(0, 3) ? 1 : 6;
+    p.a_step = any(0, 3) ? 1 : LEFT_ROWS;
     p.a_segment = depth * p.a_step + any(0, 5);
     p.first = any(0, 3) ? 0 : any(0, vectors);
     p.last = any(0, 3) ? vectors : any(p.first, vectors);
@@ -137,7 +137,9 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     const ptrdiff_t a_length = (p.segments - 1) * p.a_segment + (depth - 1) * p.a_step + 1, a_pitch = a_length + 2;
     const ptrdiff_t length = p.out_offset + (gated ? width * stride : p.columns ? p.columns : vectors * L);
     const ptrdiff_t pitch = length + 3, total = rows ? rows * pitch - 3 : 0;
-    char *const left = fenced(0, rows ? rows * a_pitch - 2 : 0), *const right = fenced(1, p.ld ? (K - 1) * p.ld + vectors * L : K * vectors * L);
+    char *const left = fenced(0, rows ? rows * a_pitch - 2 : 0), *const right =
+                                                                     fenced(1, p.ld ? (K - 1) * p.ld + vectors * L
+                                                                                    : K * vectors * L);
     char *const to = noisy(2, total), *const model = fenced(3, total);
     if (!p.accumulate && any(0, 1)) p.init = noisy(4, p.out_offset + (gated ? width * stride : vectors * L));
     memcpy(model, to, (size_t)(total * tiles->itemsize));
@@ -235,18 +237,19 @@ static void check_packing(void) {
     }
     for (int n = 0; n < 2000; n++) {
         const ptrdiff_t depth = any(1, 70), columns = any(1, 70), extra = any(0, 3), ld = columns + extra;
-        const ptrdiff_t step = 6 * depth + any(0, 20);
+        const ptrdiff_t step = LEFT_ROWS * depth + any(0, 20);
         const int sums = (int)any(0, 1);
         TRY("pack_left depth=%td columns=%td ld=%td step=%td sums=%d", depth, columns, ld, step, sums);
         /* the last group ends with its last column's last element */
-        const ptrdiff_t total = (columns - 1) / 6 * step + (depth - 1) * 6 + (columns - 1) % 6 + 1;
+        const ptrdiff_t total =
+            (columns - 1) / LEFT_ROWS * step + (depth - 1) * LEFT_ROWS + (columns - 1) % LEFT_ROWS + 1;
         void *const from = noisy(0, depth * ld - extra), *const to = noisy(1, total), *const model = fenced(2, total);
         void *const sum = noisy(3, columns), *const totals = fenced(4, columns);
         memcpy(model, to, (size_t)(total * tiles->itemsize));
         memcpy(totals, sum, (size_t)(columns * tiles->itemsize));
         for (ptrdiff_t k = 0; k < depth; k++)
             for (ptrdiff_t m = 0; m < columns; m++) {
-                put(model, m / 6 * step + k * 6 + m % 6, get(from, k * ld + m));
+                put(model, m / LEFT_ROWS * step + k * LEFT_ROWS + m % LEFT_ROWS, get(from, k * ld + m));
                 if (sums) put(totals, m, get(totals, m) + get(from, k * ld + m)); /* in double, rounded: as in float */
             }
         tiles->pack_left(to, step, from, ld, depth, columns, sums ? sum : NULL);
@@ -312,9 +315,9 @@ static void check_activations(void) {
 /* --- pointwise parts --- */
 
 /* The values of one unit. Gate rows hold four of them, every other array one. */
-enum { G0, G1, G2, G3, H_PREV, H, DY, C_PREV, C, DH, DC, DRH, VALUES };
+enum { G0, G1, G2, G3, H_PREV, H, DY, C_PREV, C, DH, DC, DQ, VALUES };
 static const char *const value_names[] = {"gates[0]", "gates[1]", "gates[2]", "gates[3]", "h_prev", "h",
-                                          "dy",       "c_prev",   "c",        "dh",       "dc",     "drh"};
+                                          "dy",       "c_prev",   "c",        "dh",       "dc",     "dq"};
 static int is_padded(int value) { return value < H_PREV || value > DY; }
 
 typedef long double real;
@@ -384,8 +387,8 @@ static void backward(cell_t cell, int stage, real dy, real *u) {
             u[G2] = dh * (h - n) * z * (1 - z);
             u[DH] = dh * z;
         } else {
-            u[G1] = u[DRH] * h * r * (1 - r);
-            u[DH] += u[DRH] * r;
+            u[G1] = u[DQ] * h * r * (1 - r);
+            u[DH] += u[DQ] * r;
         }
     }
 }
@@ -431,7 +434,7 @@ static void try_pointwise(cell_t cell, int stage, int back, ptrdiff_t units, ptr
                            .dy = back && option ? (const void *const *)row[DY] : NULL,
                            .dh = row[DH],
                            .dc = row[DC],
-                           .drh = row[DRH]};
+                           .dq = row[DQ]};
     const fp_state state = fp_flush_denormals();
     f(&p);
     fp_restore(state);

@@ -192,7 +192,7 @@ def missing(name: str) -> str | None:
     str or None
         None if it can.
     """
-    if name == "numba" and _numba_is_there():
+    if checks.choice("backend", name, NAMES) == "numba" and _numba_is_there():
         return None  # to import Numba takes most of a second: only who uses it pays for that
     try:
         get(name)

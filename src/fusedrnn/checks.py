@@ -61,7 +61,7 @@ def sequence(value: npt.ArrayLike, dtypes: Dtypes) -> Array:
 def features(value: npt.ArrayLike, rank: int, axes: str, width: int, dtype: np.dtype[Any]) -> Array:
     """`x` of this rank, `width` features in its last axis after `axes` ("T, B", "B, T" or "B"), or unbatched: no B."""
     if not (type(value) is ndarray and value.dtype == dtype and value.flags.aligned):
-        value = _floating("x", value, (dtype,), str(dtype))
+        value = _floating("x", value, (dtype,), f"{dtype} as the parameters")
     if value.shape[-1:] == (width,) and (value.ndim == rank or value.ndim == rank - 1):
         return value
     unbatched = f"({width},)" if rank == 2 else f"(T, {width})"
@@ -71,15 +71,21 @@ def features(value: npt.ArrayLike, rank: int, axes: str, width: int, dtype: np.d
 def input_weight(value: npt.ArrayLike, gates: int, x: Array, dtype: np.dtype[Any]) -> tuple[Array, int]:
     """`w_ih` (G*H, I) for `x` (T, B, I) of this dtype, and its G*H."""
     if not (type(value) is ndarray and value.dtype == dtype and value.flags.aligned):
-        value = _floating("w_ih", value, (dtype,), str(dtype))
+        value = _floating("w_ih", value, (dtype,), f"{dtype} as x")
     if value.ndim == 2:
         rows, input_size = value.shape
         if rows and input_size == x.shape[2] and not rows % gates and input_size:
             return value, rows
-    letters = "(H, I)" if gates == 1 else f"({gates}*H, I)"
-    if value.ndim != 2 or not value.size or rows % gates:
-        raise ValueError(f"w_ih: expected shape {letters} with H >= 1 and I >= 1, got {_shape(value.shape)}")
+    gate_rows(value, gates)
     raise ValueError(f"x: expected shape (T, B, {input_size}) as w_ih has {input_size} columns, got {_shape(x.shape)}")
+
+
+def gate_rows(w_ih: Array, gates: int) -> int:
+    """The G*H of `w_ih`."""
+    if w_ih.ndim == 2 and w_ih.size and not len(w_ih) % gates:
+        return len(w_ih)
+    letters = "(H, I)" if gates == 1 else f"({gates}*H, I)"
+    raise ValueError(f"w_ih: expected shape {letters} with H >= 1 and I >= 1, got {_shape(w_ih.shape)}")
 
 
 def memory(x: Array, hidden_size: int, directions: int) -> None:
@@ -110,7 +116,7 @@ def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
 def lengths(value: npt.ArrayLike, steps: int, batch: int) -> npt.NDArray[np.int64]:
     """`lengths` as an int64 copy (B,): who changes the array between forward and backward changes nothing here."""
     if not (type(value) is ndarray and value.dtype == INT64):
-        found = _read("lengths", value, "integers")
+        found = readable("lengths", value, "integers")
         unread = not found.size and not isinstance(value, ndarray)  # an empty list, which NumPy reads as float64
         if found.dtype.kind not in "iu" and not unread:
             raise TypeError(f"lengths: expected integers, got {found.dtype}")
@@ -155,6 +161,11 @@ def loaded(name: str, value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) 
     if found.shape != shape:
         raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
     return found.astype(dtype)
+
+
+def compiled(name: str, value: npt.ArrayLike) -> Array:
+    """`value` as an array of a dtype that compiled backends take."""
+    return _floating(name, value, COMPILED)
 
 
 def _floating(name: str, value: npt.ArrayLike, dtypes: Dtypes, expected: str = "float32 or float64") -> Array:
@@ -212,8 +223,8 @@ def size(name: str, value: Any, most: int = sys.maxsize) -> int:
 
 def size_text(name: str, value: str, most: int) -> int:
     """A count in an environment variable."""
-    if value.isdecimal():
-        return size(name, int(value), most)
+    if value.isascii() and value.isdecimal():
+        return size(name, int(value) if len(value) < 20 else sys.maxsize, most)
     raise ValueError(f"{name}: expected an integer, got {value!r}")
 
 
@@ -234,6 +245,8 @@ def number(name: str, value: Any, low: float = -sys.float_info.max, high: float 
         found = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}") from None
+    except OverflowError:
+        found = math.inf if value > 0 else -math.inf
     if low <= found <= high:
         return found
     bounds = "a finite number" if low == -sys.float_info.max else f"a number from {low:g} to {high:g}"
@@ -263,6 +276,8 @@ def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
 def generator(value: Any) -> np.random.Generator:
     """`rng`: a Generator itself, or one made of a seed."""
     try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
         return np.random.default_rng(value)
     except (TypeError, ValueError) as error:
         raise type(error)(f"rng: expected a numpy.random.Generator, a seed or None, got {value!r}") from error
@@ -307,6 +322,19 @@ def tape_maker(found: object, maker: object) -> None:
 def tape_spent() -> RuntimeError:
     """The tape has been overwritten by its backward."""
     return RuntimeError("tape: a tape serves one backward, and this one has had it; run forward again")
+
+
+def out(value: Any, dtype: np.dtype[Any]) -> None:
+    """`out` is an array to write to, and no masked one: its mask would stay."""
+    if not isinstance(value, ndarray) or isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"out: expected an ndarray of {dtype}, got {type(value).__name__}")
+
+
+def stream_busy() -> RuntimeError:
+    """The state of a stream is in use."""
+    return RuntimeError(
+        "stream: a step is under way, in another thread or below a signal handler; give each a stream of its own"
+    )
 
 
 def no_stream(layer: object) -> NoReturn:

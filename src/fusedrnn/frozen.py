@@ -27,7 +27,34 @@ class Step(Protocol):
         """Run one time step."""
 
 
-class Frozen(Generic[State]):
+class _Sized:
+    """What a layer for inference tells of itself."""
+
+    __slots__ = ()
+    _stack: Stack
+
+    @property
+    def input_size(self) -> int:
+        """I, the features of x."""
+        return self._stack.input_size
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the features of the state."""
+        return self._stack.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Stacked layers."""
+        return self._stack.num_layers
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of every array."""
+        return self._stack.dtype
+
+
+class Frozen(_Sized, Generic[State]):
     """A layer for inference, its weights packed once. Made by ``layer.freeze()``.
 
     It cannot be changed, so threads may share it; copying it gives the same object.
@@ -54,15 +81,14 @@ class Frozen(Generic[State]):
     ((7, 2, 5), (1, 2, 5))
     """
 
-    __slots__ = ("_backend", "_layers", "_name", "_stack")
+    __slots__ = ("__weakref__", "_backend", "_layers", "_name", "_stack")
 
     _name: str
-    _stack: Stack
     _backend: Backend
     _layers: Layers
 
     def __init__(self, name: str, stack: Stack, backend: Backend, layers: Layers) -> None:
-        for attribute, value in zip(self.__slots__, (backend, layers, name, stack), strict=True):
+        for attribute, value in zip(self.__slots__[1:], (backend, layers, name, stack), strict=True):
             object.__setattr__(self, attribute, value)
 
     def __call__(
@@ -82,7 +108,7 @@ class Frozen(Generic[State]):
         Returns
         -------
         y : ndarray, shape (T, B, D * H), or (B, T, D * H) if batch_first, or (T, D * H)
-            The last layer's hidden states; 0 past a sequence's length.
+            The last layer's hidden states; 0 past a sequence's length. Batch-first, a view of an array (T, B, D * H).
         state : ndarray or pair of ndarray, shape (num_layers * D, B, H)
             The final state, in the form of the initial one.
 
@@ -121,7 +147,7 @@ class Frozen(Generic[State]):
             "batch_size", (stack.num_layers + 8, batch_size, stack.input_size + stack.hidden_size), stack.dtype
         )
         stepper = self._backend.stream(tuple(cast(Packed, directions[0][0]) for directions in self._layers), batch_size)
-        return Stream(self._name, stack, stepper, batch_size)
+        return Stream(self, stepper, batch_size)
 
     def __repr__(self) -> str:
         """Say what was frozen, and on which backend."""
@@ -148,15 +174,15 @@ class Frozen(Generic[State]):
         raise TypeError("a frozen layer cannot be pickled: pickle the layer and freeze it again")
 
 
-class Stream(Generic[State]):
+class Stream(_Sized, Generic[State]):
     """Stacked layers run one time step at a time; the state stays here between the steps. Made by ``frozen.stream()``.
+
+    A copy, shallow or deep, has a state of its own from then on; the packed weights are shared.
 
     Parameters
     ----------
-    name : str
-        What runs, as shown.
-    stack : Stack
-        Its sizes and layout.
+    frozen : Frozen
+        What runs.
     stepper : Stepper
         The backend's half: the packed weights and the state.
     batch_size : int
@@ -176,7 +202,8 @@ class Stream(Generic[State]):
 
     # The backend's own method, bound once: a Python function around it would take longer than a small step.
     __slots__ = {
-        "_name": None,
+        "__weakref__": None,
+        "_frozen": None,
         "_stack": None,
         "_stepper": None,
         "batch_size": "B.",
@@ -187,7 +214,7 @@ class Stream(Generic[State]):
         Parameters
         ----------
         x_t : ndarray, shape (B, I)
-            The input of this step, of the layer's dtype.
+            The input of this step, of the layer's dtype; of a single sequence, ``x[None]``.
         out : ndarray, shape (B, H), optional
             Is written and returned; nothing is then allocated.
 
@@ -201,16 +228,21 @@ class Stream(Generic[State]):
         TypeError, ValueError
             An argument does not fit.
         RuntimeError
-            Another thread is in this stream, or its last step was interrupted half way: set its state or reset it.
+            A step is under way, in another thread or below a signal handler, or the last one was interrupted half way:
+            set the state or reset it.
         """,
     }
 
+    _frozen: Frozen[State]
+    _stepper: Stepper
     step: Step
     batch_size: int
 
-    def __init__(self, name: str, stack: Stack, stepper: Stepper, batch_size: int) -> None:
-        self._name, self._stack, self._stepper, self.batch_size = name, stack, stepper, batch_size
-        self.step = stepper.step
+    def __init__(self, frozen: Frozen[State], stepper: Stepper, batch_size: int) -> None:
+        for attribute, value in zip(
+            list(self.__slots__)[1:], (frozen, frozen._stack, stepper, batch_size, stepper.step), strict=True
+        ):
+            object.__setattr__(self, attribute, value)
 
     @property
     def state(self) -> State:
@@ -237,4 +269,24 @@ class Stream(Generic[State]):
 
     def __repr__(self) -> str:
         """Say what runs, and how wide."""
-        return f"<stream of {self._name}, batch_size={self.batch_size}>"
+        return f"<stream of {self._frozen._name}, batch_size={self.batch_size}>"
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set the state; refuse all else."""
+        if name != "state":
+            raise AttributeError(f"{name}: only the state of a stream can be changed")
+        super().__setattr__(name, value)
+
+    def __copy__(self) -> "Stream[State]":
+        """Go on apart from here."""
+        twin = self._frozen.stream(self.batch_size)
+        twin.state = self.state
+        return twin
+
+    def __deepcopy__(self, memo: object) -> "Stream[State]":
+        """Go on apart from here."""
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: packed weights suit the machine they were packed on."""
+        raise TypeError("a stream cannot be pickled: pickle the layer and the stream's state")

@@ -115,10 +115,10 @@ class Module:
         """As it would be called, options at their default left out."""
         options = {
             **self._options(),
-            "dtype": None if self.dtype == checks.FLOAT32 else self.dtype,
+            "dtype": None if self.dtype == checks.FLOAT32 else str(self.dtype),
             "backend": self.backend,
         }
-        shown = "".join(f", {name}={value}" for name, value in options.items() if value is not None)
+        shown = "".join(f", {name}={value!r}" for name, value in options.items() if value is not None)
         return f"{type(self).__name__}({self.input_size}, {self.hidden_size}{shown})"
 
     def _options(self) -> dict[str, object]:
@@ -128,7 +128,7 @@ class Module:
     def _checked(self) -> list[Array]:
         """The parameters in order; the caller of a layer may have replaced any of them."""
         parameters, shapes, dtype = self.parameters, self._shapes, self.dtype
-        if parameters.keys() != shapes.keys():
+        if type(parameters) is not dict or parameters.keys() != shapes.keys():
             checks.keys("parameters", parameters, shapes)
         return [checks.array(name, parameters[name], shape, dtype) for name, shape in shapes.items()]
 

@@ -1,6 +1,6 @@
 """The tape: what a forward pass keeps for its backward. Opaque, and good for one."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -26,17 +26,36 @@ class Tape:
         What the backward needs.
     """
 
-    __slots__ = ("_kept", "dtype", "maker", "shape")
+    __slots__ = ("_dtype", "_kept", "_maker", "_shape")
 
     def __init__(self, maker: object, shape: checks.Shape, dtype: np.dtype[Any], kept: Any) -> None:
-        self.maker = maker
-        self.shape = shape
-        self.dtype = dtype
+        self._maker = maker
+        self._shape = shape
+        self._dtype = dtype
         self._kept = [kept]  # in a list, because its pop is atomic: of two threads one gets the tape
+
+    @property
+    def maker(self) -> object:  # numpydoc ignore=RT01
+        """The function's name, or the layer."""
+        return self._maker
+
+    @property
+    def shape(self) -> checks.Shape:  # numpydoc ignore=RT01
+        """Of y."""
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:  # numpydoc ignore=RT01
+        """Of everything."""
+        return self._dtype
 
     def __repr__(self) -> str:
         """Say whose it is, and whether it is spent."""
         return f"<Tape of {self.maker}, {'ready' if self._kept else 'spent'}>"
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse: it holds a backend's memory."""
+        raise TypeError("a tape cannot be copied or pickled: run forward again")
 
     def take(self) -> Any:
         """Spend the tape.

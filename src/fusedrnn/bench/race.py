@@ -210,16 +210,17 @@ def race(
         shift = r % len(agreed)
         for contender in agreed[shift:] + agreed[:shift]:
             time.sleep(PAUSE)
-            if contender is agreed[0] and machine.is_probed():
-                bound = contender.ask("limits")
-                bounds.append(bound.seconds)
-                limits.append(bound.limit)
-            if contender.name in times:
-                try:
-                    times[contender.name].append(contender.ask(seconds))
-                except NotOffered as reason:
-                    if contender is agreed[0]:
-                        raise SystemExit(f"{mode} {job}: {reason}") from None
-                    tell(f"{mode} {job}: {TITLES[contender.name]} is left out: {reason}")
-                    del times[contender.name]
+            if contender.name not in times:
+                continue
+            try:
+                if contender is agreed[0] and machine.is_probed():
+                    bound = contender.ask("limits")
+                    bounds.append(bound.seconds)
+                    limits.append(bound.limit)
+                times[contender.name].append(contender.ask(seconds))
+            except NotOffered as reason:
+                if contender is agreed[0]:
+                    raise SystemExit(f"{mode} {job}: {reason}") from None
+                tell(f"{mode} {job}: {TITLES[contender.name]} is left out: {reason}")
+                del times[contender.name]
     return Result(job, mode, times, bounds, statistics.mode(limits) if limits else "")

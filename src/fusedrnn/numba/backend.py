@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from fusedrnn import backends, checks, threads
 from fusedrnn.backends import Direction, Gradients
 from fusedrnn.checks import Array
 from fusedrnn.numba import activations, gru, lstm, rnn, sequence, team, tile
-from fusedrnn.numba.jit import VECTOR_BYTES, Kernel
+from fusedrnn.numba.jit import VECTOR_BYTES, Kernel, once
 
 __all__ = ["Packed", "Stream", "Tape", "backward", "compile", "forward", "pack", "sigmoid", "stream", "tanh"]
 
@@ -34,7 +35,7 @@ POINTWISE: Final = {
 
 _spares: Final[dict[int, Array]] = {}
 SPARES, SPARE_LEAST, SPARE_MOST = 3, 1 << 18, 40 << 20
-"""Blocks kept for the next call, and the bytes of one; the reasons stand in _core.pyx."""
+"""Blocks kept for the next call, and the bytes of one: fewer and larger than in _core.pyx, for results are not kept."""
 
 
 def memory(size: int) -> Array:
@@ -58,14 +59,12 @@ def spare(block: Array) -> None:
             _spares.pop(key, None)
 
 
-@functools.cache
-def _table(dtype: np.dtype[Any]) -> Array:
-    return np.zeros(2 * tile.FETCHED, np.int64)
+_tables: Final = {dtype: np.zeros(2 * tile.FETCHED, np.int64) for dtype in REALS}
 
 
 def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
     """The address of the table of a dtype's tiles, those of these widths among them."""
-    table, (name, real) = _table(dtype), REALS[dtype]
+    table, (name, real) = _tables[dtype], REALS[dtype]
     for V in widths:
         if not table[V * 9 + 1]:
             address = Kernel(tile.tiles_of[V], types.int64(types.NumberClass(real))).call(name)
@@ -73,13 +72,13 @@ def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
     return int(table.ctypes.data)
 
 
-@functools.cache
+@once
 def native(function: Any, dtype: np.dtype[Any]) -> int:
     """The native address of what takes an address and a dtype."""
     return Kernel(function, types.void(types.int64, types.NumberClass(REALS[dtype][1]))).native
 
 
-@functools.cache
+@once
 def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
     """The address of what a layer is made of (see `lay_out`), the segments of a gate row, and the words there."""
     description, pointwise = sequence.CELL[cell], native(POINTWISE[cell][0], dtype)
@@ -89,7 +88,7 @@ def _kernels(cell: str, dtype: np.dtype[Any]) -> tuple[int, int, Array]:
     return found.ctypes.data, int(description[sequence.SEGMENTS]), found
 
 
-@functools.cache
+@once
 def _kernels_backward(cell: str, dtype: np.dtype[Any]) -> tuple[int, Array]:
     """The same for a backward run; see `begin_backward`."""
     functions = POINTWISE[cell][1], tile.pack_rows, tile.pack_left
@@ -116,7 +115,7 @@ def _meet_backward(dtype: np.dtype[Any], I: int, H: int, threads: int) -> None:
     tiles(dtype, tile.widths_for(1, _units(H, dtype), threads) | tile.widths_for(1, _units(I, dtype), 1))
 
 
-@functools.cache
+@once
 def _team() -> tuple[int, Array]:
     kernels = sequence.work_kernel.address, sequence.carry_out_kernel.address
     found = np.array([*team.functions(), *kernels, id(None)], np.int64)
@@ -140,7 +139,9 @@ class Packed:
         self.layer = memory(sequence.LAYER_BYTES + 3 * sequence.MATRIX_BYTES)
         address = self.layer.ctypes.data
         self._memory = memory(sequence.pack_begin_kernel.call(address, kernels, *map(_id, weights)))
-        sequence.pack_end_kernel.call(address, self._memory.ctypes.data)
+        pieces = 1 + len(self._memory) // sequence.PIECE
+        for piece in range(pieces):  # Python looks for signals in between
+            sequence.pack_end_kernel.call(address, self._memory.ctypes.data, piece, pieces)
 
 
 def pack(cell: str, w_ih: Array, w_hh: Array, b_ih: Array | None = None, b_hh: Array | None = None) -> Packed:
@@ -219,25 +220,21 @@ def forward(
     _meet(cell, dtype, H, wanted)
     needed = sequence.begin_kernel.call(id(frame), kernels, wanted, training, reversed_, D, id(objects))
     if needed:
-        _run(frame, needed)
+        _run(frame, needed, wanted)
     if not training:
         spare(frame)
         return y, h_n, c_n, None
     return y, h_n, c_n, Tape(frame, x, y, rows, cell, directions)
 
 
-def _run(frame: Array, needed: int) -> None:
+def _run(frame: Array, needed: int, wanted: int) -> None:
     """Run what was begun and did not find room behind the frame."""
-    if needed > 0 or needed == sequence.NO_ROOM:
-        try:
-            if needed < 0:
-                raise MemoryError("x: a step of it is more than this machine can address")
-            work = memory(needed)
-        except BaseException:
-            sequence.give_up_kernel.call(id(frame))
-            raise
-        needed = sequence.go_kernel.call(id(frame), id(work))
+    while needed > 0:  # once, unless other threads come than the last time
+        work = memory(needed)
+        needed = sequence.go_kernel.call(id(frame), id(work), wanted)
         spare(work)
+    if needed == sequence.NO_ROOM:
+        raise MemoryError("x: a step of it is more than this machine can address")
     if needed:
         raise_pending(frame)
 
@@ -279,7 +276,7 @@ def backward(
     _meet_backward(dtype, I, H, wanted)
     needed = sequence.begin_backward_kernel.call(id(frame), kernels, wanted, id(held))
     if needed:
-        _run(frame, needed)
+        _run(frame, needed, wanted)
     spare(frame)
     return dx, tuple(gradients)
 
@@ -287,7 +284,7 @@ def backward(
 METH_FASTCALL_WITH_NAMES: Final = 0x80 | 0x02
 
 
-@functools.cache
+@once
 def _step_definition() -> Array:
     """A PyMethodDef."""
     words = np.zeros(4, np.uintp)
@@ -304,7 +301,10 @@ _new_function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.py_o
 class Stream:
     """A stack of packed layers that takes one time step a call and keeps its state between calls."""
 
-    __slots__ = ("_B", "_H", "_address", "_data", "_dtype", "_inputs", "_kept", "_layers", "_lstm", "_team")
+    __slots__ = (
+        *("_B", "_H", "_address", "_data", "_dividing", "_divisions"),
+        *("_dtype", "_frames", "_inputs", "_layers", "_lstm"),
+    )
 
     def __init__(self, layers: tuple[Packed, ...], batch_size: int) -> None:
         if not layers:
@@ -317,28 +317,34 @@ class Stream:
         states = sum(batch_size * (p.hidden_size * itemsize + 192) * 3 for p in layers)
         data = np.zeros(1, sequence.STREAM)
         frames = memory(len(layers) * sequence.FRAME_BYTES + (2 * batch_size + 9) * 8 + states)
-        places = np.zeros(len(layers), np.int64)
         q = data[0]
-        q["layers"], q["frames"], q["memory"] = len(layers), frames.ctypes.data, places.ctypes.data
+        q["layers"], q["frames"] = len(layers), frames.ctypes.data
         q["B"], q["inputs"], q["H"], q["size"] = batch_size, self._inputs, self._H, itemsize
         q["descr"], q["array"], q["none"], q["name"] = id(self._dtype), id(np.ndarray), id(None), id(_OUT)
-        self._data, self._address, self._team = data, data.ctypes.data, _team()[0]
-        self._kept: tuple[Any, ...] = frames, places
-        self._open()
+        self._data, self._address, self._frames = data, data.ctypes.data, frames
+        addresses = np.array([p.layer.ctypes.data for p in layers], np.int64)
+        sequence.open_stream_kernel.call(self._address, _team()[0], addresses.ctypes.data)
+        self._dividing = threading.Lock()
+        self._divisions: list[tuple[Array, list[Array]]] = []  # what the steps to come use, and keep alive
+        self._divide()
 
-    def _open(self) -> None:
-        """Lay everything out for the present number of threads; the states become zeros."""
-        frames, places = self._kept[:2]
+    def _divide(self) -> None:
+        """Divide the steps to come over the present number of threads. Nothing has changed if that fails."""
         wanted = number_of_threads()
         for p in self._layers:
             _meet(p.cell, p.dtype, p.hidden_size, wanted)
-        addresses = np.array([p.layer.ctypes.data for p in self._layers], np.int64)
-        need = sequence.open_stream_kernel.call(self._address, self._team, wanted, addresses.ctypes.data)
+        division = np.zeros(sequence.AT_MEMORY // 8 + len(self._layers), np.int64)
+        sequence.divide_stream_kernel.call(self._address, wanted, division.ctypes.data)
+        need = int(division[:4].view(sequence.DIVISION)[0]["need"])
         if need < 0:
             raise MemoryError("batch_size: a step is more than this machine can address")
         work = [memory(need) for _ in self._layers]
-        places[:] = [a.ctypes.data for a in work]
-        self._kept = frames, places, work
+        division[4:] = [a.ctypes.data for a in work]
+        with self._dividing:
+            self._divisions.append((division, work))  # before it is taken: a signal handler may raise in between
+            if not sequence.take_division_kernel.call(self._address, division.ctypes.data):
+                raise checks.stream_busy()
+            self._divisions = [(division, work)]
 
     @property
     def step(self) -> Any:
@@ -353,23 +359,19 @@ class Stream:
         """What the built-in function leaves to Python: what `status` says was wrong."""
         status = int(self._data[0]["status"])
         if status == sequence.BUSY:
-            raise _busy()
+            raise checks.stream_busy()
         if status == sequence.HALFWAY:
             raise RuntimeError("stream: its last step was interrupted; set its state or reset() it")
         if status == sequence.DIVIDED_FOR_OTHERS:
-            (h, c), halfway = self._states(), self._data[0]["halfway"]
-            self._open()
-            self.set_state(h, c)
-            self._data[0]["halfway"] = halfway
+            self._divide()
         x = checks.readable("x_t", x_t, str(self._dtype))
-        if x.dtype.num != self._dtype.num:
+        if x.dtype.newbyteorder("=") != self._dtype:
             raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
         if x.shape != (self._B, self._inputs):
             raise ValueError(f"x_t: expected shape {(self._B, self._inputs)}, got {x.shape}")
         if out is not None:
-            if not isinstance(out, np.ndarray):
-                raise TypeError(f"out: expected an ndarray of {self._dtype}, got {type(out).__name__}")
-            if out.dtype.num != self._dtype.num:
+            checks.out(out, self._dtype)
+            if out.dtype.newbyteorder("=") != self._dtype:
                 raise TypeError(f"out: expected {self._dtype}, got {out.dtype}")
             if out.shape != (self._B, self._H):
                 raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")
@@ -391,7 +393,7 @@ class Stream:
 
     def _copy_states(self, h: Array | None, c: Array | None, *, writing: bool) -> None:
         if not sequence.stream_state_kernel.call(self._address, _id(h), _id(c), writing):
-            raise _busy()
+            raise checks.stream_busy()
 
     @property
     def h(self) -> Array:
@@ -417,10 +419,6 @@ Stream._step_slowly.__qualname__ = "Stream.step"  # as its TypeErrors say
 _OUT: Final = sys.intern("out")
 
 
-def _busy() -> RuntimeError:
-    return RuntimeError("stream: another thread is in step(); give every thread a stream of its own")
-
-
 def stream(layers: tuple[Packed, ...], batch_size: int) -> Stream:
     """A stream over packed layers; see the backend protocol."""
     return Stream(layers, batch_size)
@@ -434,7 +432,7 @@ def _array(function: Any, a: Array) -> Array:
     return out
 
 
-@functools.cache
+@once
 def _array_kernel(function: Any, dtype: np.dtype[Any]) -> Kernel:
     word = types.int64
     return Kernel(function, types.void(word, word, word, types.NumberClass(REALS[dtype][1])))
@@ -472,6 +470,9 @@ def compile(  # noqa: A001
     >>> import fusedrnn.numba  # doctest: +SKIP
     >>> fusedrnn.numba.compile(["lstm"], ["float32"])  # doctest: +SKIP
     """
+    for name, given in (("cells", cells), ("dtypes", dtypes)):
+        if not isinstance(given, tuple | list):
+            raise TypeError(f"{name}: expected a tuple or list, got {given!r}")
     for cell in cells:
         checks.choice("cells", cell, tuple(sequence.CELL))
     found = [checks.dtype(dtype, checks.COMPILED) for dtype in dtypes]

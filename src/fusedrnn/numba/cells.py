@@ -92,26 +92,25 @@ def _panels(w: Array, gates: tuple[int, ...], H: int) -> Array:
     return np.ascontiguousarray(full.reshape(n, PANEL, L, K).transpose(0, 3, 1, 2))
 
 
+@inner
+def bias_stride(H, size):
+    """Whole panels, in elements, in every instruction set."""
+    return (H * size + 255) // 256 * 256 // size
+
+
 def _weights(
     gates: int, segments: int, x: tuple[int, ...], h: tuple[int, ...], of_x: Any, of_h: Any, given: tuple[Any, ...]
 ) -> tuple[Array, Array, Array]:
     """Panels of W_ih and W_hh, and the bias row [segments][stride]."""
-    w_ih, w_hh = (np.asarray(w) for w in given[:2])
-    b_ih, b_hh = (None if b is None else np.asarray(b) for b in given[2:])
-    H = w_hh.shape[-1]
-    for name, a, shape in (
-        ("w_ih", w_ih, (gates * H, w_ih.shape[-1])),
-        ("w_hh", w_hh, (gates * H, H)),
-        ("b_ih", b_ih, (gates * H,)),
-        ("b_hh", b_hh, (gates * H,)),
-    ):
-        if a is None:
-            continue
-        if a.dtype not in checks.COMPILED or a.dtype != w_ih.dtype:
-            raise TypeError(f"{name}: expected float32 or float64, and w_ih's dtype, got {a.dtype}")
-        if a.shape != shape:
-            raise ValueError(f"{name}: expected shape {shape}, got {a.shape}")
-    bias = np.zeros((segments, -(-H * w_ih.itemsize // 256) * 256 // w_ih.itemsize), w_ih.dtype)
+    w_ih = checks.compiled("w_ih", given[0])
+    rows, dtype = checks.gate_rows(w_ih, gates), w_ih.dtype
+    H = rows // gates
+    w_hh = checks.array("w_hh", given[1], (rows, H), dtype)
+    b_ih, b_hh = (
+        None if b is None else checks.array(name, b, (rows,), dtype)
+        for name, b in zip(("b_ih", "b_hh"), given[2:], strict=True)
+    )
+    bias = np.zeros((segments, bias_stride.py_func(H, w_ih.itemsize)), w_ih.dtype)
     for b, of in ((b_ih, of_x), (b_hh, of_h)):
         if b is not None:
             for g in range(gates):
@@ -172,7 +171,7 @@ def gru_weights(
         A dtype or a shape does not fit.
     """
     given, x, of_x = (w_ih, w_hh, b_ih, b_hh), (2, 0, 1), (1, 2, 0)
-    if reset_after:
+    if checks.flag("reset_after", reset_after):
         return GRUWeights(*_weights(3, 4, x, (0, 1, 2), of_x, (1, 2, 3), given))
     of_inputs, of_state, bias = _weights(3, 4, x, (0, 1), of_x, of_x, given)
     w_hh = np.asarray(w_hh)
@@ -322,94 +321,107 @@ def rnn_pointwise(p, q, like, weights):
 
 LINEAR = (min(PANEL, WIDEST), PANEL)
 lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, 0, True)
-gru_after_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
+gru_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
 gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, 0, False)
 rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, 0, False)
 
 
-def gru_rows(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
-    """The step of the form that the weights are of."""
-    raise NotImplementedError
+# What does not fit is refused: by its type when a call is compiled, which takes no time where it fits; by its shape
+# when it runs, in plain comparisons. (A message with numbers in it costs 70 ns a step.)
 
 
-@overload(gru_rows)  # type: ignore[untyped-decorator]
-def _gru_rows(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
-    step = gru_before_rows if weights.instance_class is GRUResetBeforeWeights else gru_after_rows
+def _misfit(kinds, weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    """What is wrong with the types of a call's arguments, or nothing; c and y are None where there are none."""
+    packer = f"{kinds[0].__name__[:-7].lower()}_weights"
+    if getattr(weights, "instance_class", None) not in kinds:
+        return f"weights: expected what {packer}() packed, got {weights}"
+    fields = [field for field in weights if isinstance(field, types.Array)]
+    axes = [4] * (len(fields) - 1) + [2]
+    if [(f.ndim, f.dtype, f.layout) for f in fields] != [(n, fields[0].dtype, "C") for n in axes]:
+        return f"weights: expected contiguous fields of one dtype, as {packer}() packed them, got {weights}"
+    for name, a in (("x", x), ("h", h), *((("c", c),) if c else ()), *((("y", y),) if y else ())):
+        if not isinstance(a, types.Array):
+            return f"{name}: expected an array, got {a}"
+    if h.ndim not in (1, 2) or not h.mutable:
+        return f"h: expected an array (H,) or (B, H) that can be written to, got {h}"
+    if h.dtype != fields[0].dtype:
+        return f"h: expected {fields[0].dtype} as the weights, got {h.dtype}"
+    axes_of_x = h.ndim + (y is not None)
+    if (x.ndim, x.dtype) != (axes_of_x, h.dtype):
+        return f"x: expected {axes_of_x} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
+    for name, a, n in (("c", c, h.ndim), ("y", y, h.ndim + 1)):
+        if a and (a.ndim, a.dtype, a.mutable) != (n, h.dtype, True):
+            return f"{name}: expected {n} axes of {h.dtype} as h, to be written to, got {a}"
+    return ""
 
-    def call(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):  # type: ignore[no-untyped-def]
-        step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like)
+
+def checked(by_kind):  # type: ignore[no-untyped-def]
+    """Of a function f(weights, x, h, c, y) for each kind of weights, one that jitted code calls."""
+
+    def call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+        raise NotImplementedError
+
+    @overload(call)  # type: ignore[untyped-decorator]
+    def _call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+        said = _misfit(tuple(by_kind), weights, x, h, *(None if isinstance(a, types.NoneType) else a for a in (c, y)))
+
+        def refuse(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+            raise ValueError(said)
+
+        return refuse if said else by_kind[weights.instance_class]
 
     return call
 
 
-def check_kinds(weights, x, h):  # type: ignore[no-untyped-def]
-    """Refuse arrays of which Numba knows that they do not fit before it runs: it takes no time where they do."""
-    raise NotImplementedError
-
-
-@overload(check_kinds)  # type: ignore[untyped-decorator]
-def _check_kinds(weights, x, h):  # type: ignore[no-untyped-def]
-    if not (isinstance(x, types.Array) and isinstance(h, types.Array)):
-        return None
-    packed, axes = weights[0], h.ndim  # weights.x
-    said = (
-        f"h: expected an array (H,) or (B, H) that can be written to, got {h}"
-        if axes not in (1, 2) or not h.mutable
-        else f"h: expected {packed.dtype} as the weights, got {h.dtype}"
-        if h.dtype != packed.dtype
-        else f"x: expected {axes} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
-        if (x.ndim, x.dtype) != (axes, h.dtype)
-        else ""
-    )
-    if not said:
-        return lambda weights, x, h: None
-
-    def refuse(weights, x, h):  # type: ignore[no-untyped-def]
-        raise ValueError(said)
-
-    return refuse
-
-
-def check_kind(a, h):  # type: ignore[no-untyped-def]
-    """The same of a state that is to be as h."""
-    raise NotImplementedError
-
-
-@overload(check_kind)  # type: ignore[untyped-decorator]
-def _check_kind(a, h):  # type: ignore[no-untyped-def]
-    if not (isinstance(a, types.Array) and isinstance(h, types.Array)):
-        return None
-    if (a.ndim, a.dtype, a.mutable) == (h.ndim, h.dtype, True):
-        return lambda a, h: None
-    said = f"c: expected {h.ndim} axes of {h.dtype} as h, to be written to, got {a}"
-
-    def refuse(a, h):  # type: ignore[no-untyped-def]
-        raise ValueError(said)
-
-    return refuse
+@inner
+def scattered(a):
+    """Whether the numbers of a row are no neighbours."""
+    return a.shape[-1] > 1 and a.strides[-1] != a.itemsize and a.size > 0
 
 
 @inner
-def check(weights, x, h):
-    """Refuse what would be read or written in the wrong place. (A message with numbers in it costs 70 ns a step.)"""
-    H, L = h.shape[-1], weights.x.shape[3]
-    if x.shape[-1] != weights.x.shape[1]:
+def check(weights, x, h, segments, of_x, of_h):
+    """Refuse what would be read or written in the wrong place. of_x, of_h: vectors of a panel."""
+    H, I, L = h.shape[-1], x.shape[-1], lanes(h.dtype)
+    if weights.x.shape[1] != I:
         raise ValueError("x: expected as many numbers in its last axis as the weights have inputs")
     if weights.h.shape[1] != H:
         raise ValueError("h: expected as many numbers in its last axis as the weights have units")
     if h.ndim == 2 and x.shape[0] != h.shape[0]:
         raise ValueError("x: expected a batch as large as that of h")
-    if x.strides[-1] != x.itemsize or h.strides[-1] != h.itemsize:
+    if scattered(x) or scattered(h):
         raise ValueError("x, h: expected contiguous rows")
-    if L * h.itemsize != VECTOR_BYTES:
+    if weights.x.shape[3] != L:
         raise ValueError("weights: expected panels of this CPU's vectors")
+    panels = (H + L - 1) // L if segments > 1 else panels_of_four(H, L)
+    if (
+        weights.x.shape != (panels, I, of_x, L)
+        or weights.h.shape != (panels, H, of_h, L)
+        or weights.bias.shape != (segments, bias_stride(H, h.itemsize))
+    ):
+        raise ValueError("weights: expected fields of one cell, as they were packed together")
 
 
 @inner
-def check_like_h(a, h):
+def panels_of_four(H, L):
+    return (H + PANEL * L - 1) // (PANEL * L)
+
+
+@inner
+def check_n(weights, h):
+    """Refuse the panels of gate n likewise."""
+    H, L = h.shape[-1], lanes(h.dtype)
+    if weights.n.shape != (panels_of_four(H, L), H, PANEL, L):
+        raise ValueError("weights: expected fields of one cell, as they were packed together")
+
+
+@inner
+def check_c(c, h):
     """Refuse a state that is not as h."""
-    if a.shape != h.shape or a.strides[-1] != h.itemsize:
+    if c.shape != h.shape or scattered(c):
         raise ValueError("c: expected the shape of h, and contiguous rows")
+    if address(c) == address(h) and h.size:
+        raise ValueError("c: expected an array of its own, got h")
 
 
 @inner
@@ -417,6 +429,59 @@ def check_steps(x, h, y):
     """Refuse results that are not as many steps as x has, each as h."""
     if y.shape[0] != x.shape[0] or y.shape[1:] != h.shape:
         raise ValueError("y: expected as many steps as x has, each of the shape of h")
+
+
+@inner
+def rows_of(h):
+    return h.shape[0] if h.ndim == 2 else 1
+
+
+def lstm_one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    check(weights, x, h, 4, 4, 4)
+    check_c(c, h)
+    lstm_rows(
+        weights, address(x), x.strides[0], address(h), h.strides[0], address(c), c.strides[0],
+        rows_of(h), x.shape[-1], h.shape[-1], h.dtype,
+    )  # fmt: skip
+
+
+def one_of(rows, segments, of_x, of_h, check_more=None):  # type: ignore[no-untyped-def]
+    """A step of a cell without c."""
+
+    @inner
+    def step(weights, x, h):
+        check(weights, x, h, segments, of_x, of_h)
+        n = rows_of(h)
+        rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, n, x.shape[-1], h.shape[-1], h.dtype)
+
+    def one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+        step(weights, x, h)
+
+    def one_and_more(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+        check_more(weights, h)
+        step(weights, x, h)
+
+    return one_and_more if check_more else one
+
+
+def over_time(step):  # type: ignore[no-untyped-def]
+    """A function of whole sequences."""
+
+    def steps(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+        check_steps(x, h, y)
+        for t in range(len(x)):
+            step(weights, x[t], h, c, None)
+            y[t] = h
+
+    return steps
+
+
+one_lstm, one_rnn = checked({LSTMWeights: lstm_one}), checked({RNNWeights: one_of(rnn_rows, 1, PANEL, PANEL)})
+one_gru = checked(
+    {GRUWeights: one_of(gru_rows, 4, 3, 3), GRUResetBeforeWeights: one_of(gru_before_rows, 4, 3, 2, check_n)}
+)
+all_lstm, all_rnn = checked({LSTMWeights: over_time(one_lstm)}), checked({RNNWeights: over_time(one_rnn)})
+all_gru = checked(dict.fromkeys((GRUWeights, GRUResetBeforeWeights), over_time(one_gru)))
 
 
 @public
@@ -437,15 +502,7 @@ def lstm_step(weights, x, h, c):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_kinds(weights, x, h)
-    check_kind(c, h)
-    check(weights, x, h)
-    check_like_h(c, h)
-    rows = h.shape[0] if h.ndim == 2 else 1
-    lstm_rows(
-        weights, address(x), x.strides[0], address(h), h.strides[0], address(c), c.strides[0],
-        rows, x.shape[-1], h.shape[-1], h.dtype,
-    )  # fmt: skip
+    one_lstm(weights, x, h, c, None)
 
 
 @public
@@ -468,10 +525,7 @@ def lstm_sequence(weights, x, h, c, y):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_steps(x, h, y)
-    for t in range(len(x)):
-        lstm_step(weights, x[t], h, c)
-        y[t] = h
+    all_lstm(weights, x, h, c, y)
 
 
 @public
@@ -492,10 +546,7 @@ def gru_step(weights, x, h):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_kinds(weights, x, h)
-    check(weights, x, h)
-    rows = h.shape[0] if h.ndim == 2 else 1
-    gru_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
+    one_gru(weights, x, h, None, None)
 
 
 @public
@@ -518,10 +569,7 @@ def gru_sequence(weights, x, h, y):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_steps(x, h, y)
-    for t in range(len(x)):
-        gru_step(weights, x[t], h)
-        y[t] = h
+    all_gru(weights, x, h, None, y)
 
 
 @public
@@ -542,10 +590,7 @@ def rnn_step(weights, x, h):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_kinds(weights, x, h)
-    check(weights, x, h)
-    rows = h.shape[0] if h.ndim == 2 else 1
-    rnn_rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows, x.shape[-1], h.shape[-1], h.dtype)
+    one_rnn(weights, x, h, None, None)
 
 
 @public
@@ -568,7 +613,4 @@ def rnn_sequence(weights, x, h, y):
     ValueError
         A shape or dtype does not fit, rows are not contiguous, or a state is read-only.
     """
-    check_steps(x, h, y)
-    for t in range(len(x)):
-        rnn_step(weights, x[t], h)
-        y[t] = h
+    all_rnn(weights, x, h, None, y)

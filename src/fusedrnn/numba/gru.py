@@ -102,7 +102,7 @@ def gru_before_backward_1(p, like):
     q = at(p, POINTWISE)
     L, S, first, last = lanes(like), q.stride, q.first, q.last
     for j in range(q.rows):
-        gate, dh_row, dq_row = get(q.gates, j), get(q.dh, j), get(q.drh, j)
+        gate, dh_row, dq_row = get(q.gates, j), get(q.dh, j), get(q.dq, j)
         for u in range(first, last, L):
             r, dq = load(gate, u + S, like), load(dq_row, u, like)
             h_prev = load_upto(get(q.h_prev, j), u, last - u, like)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import numba
 from numba.core import caching, codegen, compiler, compiler_machinery, config, sigutils, typed_passes, types
@@ -19,10 +19,12 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inlined", "inner", "public"]
+__all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inlined", "inner", "once", "public"]
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("fusedrnn.numba needs Numba's compiler, and NUMBA_DISABLE_JIT is set")
+
+R = TypeVar("R")
 
 CPU: Final = tuple(cpu_target.target_context.codegen().magic_tuple())
 """Triple, CPU and features that Numba compiles for: the host's, or what NUMBA_CPU_NAME and NUMBA_CPU_FEATURES say."""
@@ -136,14 +138,32 @@ def public(function: Callable[..., Any]) -> Any:
     return _cached(numba.njit(cache=True, **_OPTIONS)(function))
 
 
+_making = threading.RLock()
+
+
 class _Once(functools.cached_property[Any]):
     """A property that one thread computes while others wait: since Python 3.12 they would all compile."""
 
-    _compiling = threading.RLock()
-
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        with self._compiling:
+        with _making:
             return super().__get__(instance, owner)
+
+
+def once(make: Callable[..., R]) -> Callable[..., R]:
+    """Remember what is made of some arguments; one thread makes it while others wait.
+
+    `functools.cache` lets all of them make it and drops all but one: addresses of the others would point nowhere."""
+    made: dict[Any, R] = {}
+
+    @functools.wraps(make)
+    def get(*key: Any) -> R:
+        if key not in made:
+            with _making:
+                if key not in made:
+                    made[key] = make(*key)
+        return made[key]
+
+    return get
 
 
 class Kernel:

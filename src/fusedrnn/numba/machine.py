@@ -192,10 +192,13 @@ def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: A
 
 @emitted
 def peek(typing: Any, address: Any) -> Any:
-    """A 64-bit integer that other threads write; what they wrote before it is seen after."""
+    """A 64-bit integer that other threads write; what they wrote before it is seen after.
+
+    All threads see every `peek` and `poke` in one order: a worker that falls asleep and a caller that wakes it each
+    write one word and read the other."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return builder.load_atomic(_word(builder, values[0]), "acquire", 8)
+        return builder.load_atomic(_word(builder, values[0]), "seq_cst", 8)
 
     return types.int64(types.int64), codegen
 

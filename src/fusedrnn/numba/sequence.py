@@ -1,6 +1,7 @@
 """THE TIME LOOP, one for every cell, dtype and both passes, and what stands around it: packing, the partition of work
-over the team, the parameter gradients. The twin of kernels/time_loop.pxi and its neighbours, function for function;
-what memory holds, why one barrier a stage is enough and how a signal ends a run stands in kernels/README.md.
+over the team, the parameter gradients. The twin of kernels/time_loop.pxi and its neighbours, without narrow panels,
+panels shared by rows, matrices read as they came or packed late, dW's lent memory and open steps. What memory holds,
+why one barrier a stage is enough and how a signal ends a run stands in kernels/README.md.
 
 Structures lie at addresses, in memory that `backend` allocates, and tiles and gate math are called by address: so this
 file is compiled once, whatever the cell, the dtype and the layout. Arguments come checked; it refuses to allocate.
@@ -55,12 +56,14 @@ CELL_WORDS = 49
 CHUNK = 128
 LEFT_DEPTH = 512
 LEFT_DEPTH_FAR = 1024
-FAR_BYTES = 4 * 1024 * 1024
+FAR_BYTES = 8 * 1024 * 1024
 LEFT_STRIP = 48
 DX_ROWS = 48
 SERPENT = 128 * 1024
 FEW_ROWS = 8
 SHARED_WORK = 300000
+PIECE = 16 * 1024 * 1024
+CLEARED = 32
 L2_SHARE = 600 * 1024
 PATIENCE = 1e-3
 SIGNAL_SECONDS = 0.05
@@ -80,7 +83,7 @@ LAYER = record(
 DIRECTION = record(
     *("layer", "reverse", "packed", "training", "B", "steps", "order", "length", "active", "offset"),
     *("x", "x_t", "x_b", "x_i", "y", "y_t", "y_b", "h0", "c0", "gates", "c"),
-    *("dh0", "dh1", "dx", "dy", "dy_t", "dy_b", "d_h", "d_c", "d_rh", "grad_x", "gx_t", "gx_b"),
+    *("dh0", "dh1", "dx", "dy", "dy_t", "dy_b", "d_h", "d_c", "d_q", "grad_x", "gx_t", "gx_b"),
     *("grad_w_ih", "grad_w_hh", "grad_b_ih", "grad_b_hh"),
     # states (B, H), contiguous, given and asked for: h_n and c_n forward; dh_n and dc_n, dh0 and dc0 backward
     *("given_h", "given_c", "out_h", "out_c", "T"),
@@ -92,7 +95,7 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
         *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "carry_out", "none")),
-        *((name, np.int64) for name in ("granted", "room", "room_end")),
+        *((name, np.int64) for name in ("granted", "room", "room_end", "need")),
         ("outside", np.int64),  # the caller's floating-point state, for its signal handlers
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
@@ -101,7 +104,7 @@ ERROR = RUN.fields["error0"][1]  # type: ignore[index]  # it has fields
 WORKER = np.dtype(
     [
         *((name, np.int64) for name in ("run", "rank", "epoch", "a", "out", "gates", "h_prev", "h", "c_prev", "c")),
-        *((name, np.int64) for name in ("dy", "dh", "dc", "drh", "buffer")),
+        *((name, np.int64) for name in ("dy", "dh", "dc", "dq", "buffer")),
         # in the time loop: where this rank works, on which seat, and the group's barrier
         *((name, np.int64) for name in ("group", "seat", "group_epoch")),
     ]
@@ -347,14 +350,6 @@ def add_bias(layer, b, segment):
         else:
             for u in range(H):
                 set_real(row, u, real(row, u, np.float32) + real(b, g * H + u, np.float32))
-
-
-@inner
-def pack_layer(layer, rank, size):
-    l = at(layer, LAYER)
-    pack_matrix(l.x, layer, rank, size, 0)
-    for s in range(get(l.cell, STAGES)):
-        pack_matrix(l.h1 if s else l.h0, layer, rank, size, 0)
 
 
 # The order of a ragged batch: longest first ---------------------------------------------------------------------------
@@ -732,7 +727,7 @@ def time_loop(k, g, seat):
     point.training = training
     point.gates, point.h_prev, point.h, point.c_prev, point.c = w.gates, w.h_prev, w.h, w.c_prev, w.c
     point.dy = w.dy if q.dy else 0
-    point.dh, point.dc, point.drh = w.dh, w.dc, w.drh
+    point.dh, point.dc, point.dq = w.dh, w.dc, w.dq
     for t in range(stages):
         p = products + t * PRODUCT_BYTES
         product = at(p, PRODUCT)
@@ -740,7 +735,7 @@ def time_loop(k, g, seat):
             take(p, q.dh1 if t else q.dh0, layer)
             from_gates(p, layer, cell + 8 * (SHARE_DH + t * SHARE_WORDS))
             product.accumulate = 1 if t == 0 else 0
-            product.out = w.dh if t == 0 else w.drh
+            product.out = w.dh if t == 0 else w.dq
         else:
             m = l.h1 if t else l.h0
             take(p, m, layer)
@@ -782,7 +777,7 @@ def time_loop(k, g, seat):
                 if states == 2:
                     put(w.dc, i, q.d_c + j * segment_bytes)
                 if stages == 2:
-                    put(w.drh, i, q.d_rh + j * segment_bytes)
+                    put(w.dq, i, q.d_q + j * segment_bytes)
                 if q.dy:
                     b = get(q.order, j)
                     put(w.dy, i, q.dy + time_of(d, b, s) * q.dy_t + b * q.dy_b)
@@ -1018,7 +1013,10 @@ def work(run, rank):
         q = at(direction_of(run, i), DIRECTION)
         if not q.packed:
             packing = True
-            pack_layer(q.layer, rank, r.size)
+            l = at(q.layer, LAYER)
+            pack_share(k, l.x, q.layer)
+            for s in range(get(l.cell, STAGES)):
+                pack_share(k, l.h1 if s else l.h0, q.layer)
     if packing and meet(k):
         return
     work_loops(k)
@@ -1029,6 +1027,19 @@ def work(run, rank):
 
 
 @inner
+def pack_share(k, m, layer):
+    """This rank's share of a matrix, large ones piece by piece: signals are looked for in between."""
+    w, l = at(k, WORKER), at(layer, LAYER)
+    size = at(w.run, RUN).size
+    share = matrix_bytes(m) // size
+    pieces = 1 + share // PIECE
+    for i in range(pieces):
+        if not interrupted(k):
+            pack_matrix(m, layer, w.rank * pieces + i, size * pieces, w.a)
+            account(k, 1.0 * CLEARED * share / pieces / l.size)
+
+
+@inner
 def clear_padding(k, d, rows, by_t, by_b, columns):
     """Zeros past the end of every sequence, the steps shared out among the ranks."""
     w, q = at(k, WORKER), at(d, DIRECTION)
@@ -1036,6 +1047,9 @@ def clear_padding(k, d, rows, by_t, by_b, columns):
         return
     size = at(q.layer, LAYER).size
     for t in range(w.rank, q.T, at(w.run, RUN).size):
+        if interrupted(k):
+            return
+        account(k, 1.0 * CLEARED * columns * q.B)
         for j in range(get(q.active, t) if t < q.steps else 0, q.B):
             clear(rows + t * by_t + get(q.order, j) * by_b, columns * size)
 
@@ -1061,10 +1075,9 @@ def work_backward(run, rank):
     open_worker(k, run, rank)
     for i in range(r.directions):
         q = at(direction_of(run, i), DIRECTION)
-        l, rows = at(q.layer, LAYER), at(k, WORKER).a
-        for s in range(get(l.cell, STAGES)):
-            pack_matrix(q.dh1 if s else q.dh0, q.layer, rank, r.size, rows)
-        pack_matrix(q.dx, q.layer, rank, r.size, rows)
+        for s in range(get(at(q.layer, LAYER).cell, STAGES)):
+            pack_share(k, q.dh1 if s else q.dh0, q.layer)
+        pack_share(k, q.dx, q.layer)
     if meet(k) or work_loops(k) or meet(k):
         return
     for i in range(r.directions):
@@ -1140,8 +1153,8 @@ def open_worker(k, run, rank):
     w.dy = w.c + B
     w.dh = w.dy + B
     w.dc = w.dh + B
-    w.drh = w.dc + B
-    w.buffer = (w.drh + B + 63) // 64 * 64
+    w.dq = w.dc + B
+    w.buffer = (w.dq + B + 63) // 64 * 64
 
 
 # The partition: rows of the batch over `groups`, the units of a group over `width` threads ----------------------------
@@ -1343,7 +1356,7 @@ def carve_backward(d, memory):
         state_in(d, q.given_c, q.d_c)
         memory += rows
     if get(l.cell, STAGES) == 2:
-        q.d_rh = memory
+        q.d_q = memory
         memory += rows
     x = at(q.dx, MATRIX)
     x.data = memory
@@ -1395,7 +1408,7 @@ def open_direction(frame, i, kernels, training, reverse, objects):
 
 
 def begin(frame, kernels, threads, training, reverse, directions, objects):
-    """A forward run: fill the frame, call the team, and run; see `begun` for the answer.
+    """A forward run: fill the frame, call the team, and run; see `run_in` for the answer.
 
     frame: an array, whose room behind the frame itself holds plan, states and tape, which a tape keeps, and then what
     the run needs. reverse: a bit a direction, the last one's lowest. objects: a tuple (x, y, lengths, h_n, c_n), and of
@@ -1492,18 +1505,24 @@ NO_ROOM, CUT_SHORT = -1, -2
 
 @inner
 def begun(frame, threads, need):
-    """Run, where the room behind the frame will do: 0 or CUT_SHORT; else the bytes that `go` wants, or NO_ROOM where
-    no machine has them. need: the bytes of what is not known to the RUN."""
+    """Run in the room behind the frame, if it will do. need: the bytes of what is not known to `work_bytes`."""
+    r = at(frame, RUN)
+    r.need = need + 64
+    return run_in(frame, threads, r.room, r.room_end)
+
+
+@inner
+def run_in(frame, threads, memory, end):
+    """Run in this memory, if it will do: 0 or CUT_SHORT; else the bytes that are wanted, or NO_ROOM where no machine
+    has them. The team is let go in any case: on its way back to Python a signal handler may end the call."""
     r = at(frame, RUN)
     take_team(frame, threads)
     more = work_bytes(frame)
-    if more < 0:
-        return NO_ROOM
-    need += more + 64
-    if need > r.room_end - r.room:
-        return need
-    call(r.carry_out, frame, r.room)
-    return CUT_SHORT if r.interrupted else 0
+    if more >= 0 and r.need + more <= end - memory:
+        call(r.carry_out, frame, memory)
+        return CUT_SHORT if r.interrupted else 0
+    call(r.release, np.int32(r.granted), r.team)
+    return NO_ROOM if more < 0 else r.need + more
 
 
 @inner
@@ -1547,17 +1566,9 @@ def carry_out(frame, memory):
                 state_out(d, q.d_c, q.out_c)
 
 
-def go(frame, memory):
-    """Carry out what was begun, both being arrays: 0 or CUT_SHORT."""
-    r = at(data_of(frame), RUN)
-    call(r.carry_out, data_of(frame), data_of(memory))
-    return CUT_SHORT if r.interrupted else 0
-
-
-def give_up(frame):
-    """Let the team go: there was no memory for the run."""
-    r = at(data_of(frame), RUN)
-    call(r.release, np.int32(r.granted), r.team)
+def go(frame, memory, threads):
+    """Run what was begun in other memory, both being arrays; see `run_in` for the answer."""
+    return run_in(data_of(frame), threads, data_of(memory), data_of(memory) + shape_of(memory, 0))
 
 
 def pack_begin(layer, kernels, w_ih, w_hh, b_ih, b_hh):
@@ -1566,10 +1577,14 @@ def pack_begin(layer, kernels, w_ih, w_hh, b_ih, b_hh):
     return lay_out(layer, layer + LAYER_BYTES, kernels, w_ih, w_hh, b_ih, b_hh) + 64
 
 
-def pack_end(layer, memory):
-    """Pack it."""
-    carve(layer, (memory + 63) // 64 * 64)
-    pack_layer(layer, 0, 1)
+def pack_end(layer, memory, piece, pieces):
+    """Pack a piece of it."""
+    l = at(layer, LAYER)
+    if piece == 0:
+        carve(layer, (memory + 63) // 64 * 64)
+    pack_matrix(l.x, layer, piece, pieces, 0)
+    for s in range(get(l.cell, STAGES)):
+        pack_matrix(l.h1 if s else l.h0, layer, piece, pieces, 0)
 
 
 INT = "int64"
@@ -1578,30 +1593,32 @@ work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
 begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 7)})")
 begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 4)})")
 carry_out_kernel = Kernel(carry_out, "void(int64, int64)")
-go_kernel = Kernel(go, "int64(int64, int64)")
-give_up_kernel = Kernel(give_up, "void(int64)")
+go_kernel = Kernel(go, "int64(int64, int64, int64)")
 pack_begin_kernel = Kernel(pack_begin, f"int64({', '.join([INT] * 6)})")
-pack_end_kernel = Kernel(pack_end, "void(int64, int64)")
+pack_end_kernel = Kernel(pack_end, f"void({', '.join([INT] * 4)})")
 
 # Streams: the same loop over a single step, with everything laid out beforehand -------------------------------------
 
 STREAM = np.dtype(
     [
-        *((name, np.int64) for name in ("layers", "frames", "memory", "B", "inputs", "H", "size", "descr")),
-        *((name, np.int64) for name in ("array", "none", "name", "wanted", "laid", "busy", "small")),
-        # halfway: the last step was interrupted, some layers are a step ahead of the others. asked: threads when the
-        # work was divided. status: of the last step
-        *((name, np.int64) for name in ("halfway", "asked", "status")),
-        ("patience", np.float64),
+        *((name, np.int64) for name in ("layers", "frames", "B", "inputs", "H", "size", "descr")),
+        *((name, np.int64) for name in ("array", "none", "name", "laid", "busy", "small")),
+        # halfway: the last step was interrupted, some layers are a step ahead of the others. status: of the last step
+        *((name, np.int64) for name in ("halfway", "status", "division")),
     ]
 )
-STREAM_BYTES = STREAM.itemsize
+# How a step is divided: `asked` is the number of threads that there might be, `wanted` those that it is worth, `need`
+# the bytes of memory of each layer; where these lie follows.
+DIVISION = np.dtype([*((name, np.int64) for name in ("asked", "wanted", "need")), ("patience", np.float64)])
+AT_MEMORY = DIVISION.itemsize
+RUN_BYTES = RUN.itemsize
+BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
 C_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x100, 0x400
 DONE, INTERRUPTED_STEP, UNFIT, BUSY, HALFWAY, DIVIDED_FOR_OTHERS = range(6)
 
 
-def open_stream(stream, team, threads, layers):
-    """Fill the frames and the states of the layers of a stream; the bytes of memory that each of its frames wants.
+def open_stream(stream, team, layers):
+    """Fill the frames and the states of the layers of a stream.
 
     The frame of layer i lies at frames + i * FRAME_BYTES, and behind them all states: two of h and one of c a layer,
     zeros. layers: addresses of packed LAYERs."""
@@ -1609,10 +1626,7 @@ def open_stream(stream, team, threads, layers):
     B, memory = q.B, q.frames + q.layers * FRAME_BYTES
     order = memory
     memory += (2 * (1 + B) + 1) * 8
-    need, work = 0, 0.0
-    q.asked = threads
-    q.wanted = 0
-    q.patience = 0.0
+    work = 0.0
     for i in range(q.layers):
         frame = q.frames + i * FRAME_BYTES
         clear(frame, FRAME_BYTES)
@@ -1633,14 +1647,35 @@ def open_stream(stream, team, threads, layers):
         memory += (1 + get(l.cell, STATES)) * state
         clear(p.h0, (1 + get(l.cell, STATES)) * state)
         work += 1.0 * B * get(l.cell, GATES) * l.H * (l.H + l.inputs)
+    q.small = 1 if work < 1e5 else 0  # a few microseconds: not worth letting the GIL go
+
+
+def divide_stream(stream, threads, division):
+    """How a step would be divided over up to so many threads; need is -1 where no machine has the memory."""
+    q, found, frame = at(stream, STREAM), at(division, DIVISION), stack(RUN_BYTES)
+    r = at(frame, RUN)
+    found.asked, found.wanted, found.need, found.patience = threads, 0, 0, 0.0
+    for i in range(q.layers):
+        copy(frame, q.frames + i * FRAME_BYTES, RUN_BYTES)  # a step may be at work on the other one
         for number in range(1, threads + 1):
             divide(frame, number)
-            need = max(need, work_bytes(frame))
-        q.wanted = max(q.wanted, r.size)
-        q.patience = q.patience + r.patience
-    q.laid = 0
-    q.small = 1 if work < 1e5 else 0  # a few microseconds: not worth letting the GIL go
-    return need
+            need = work_bytes(frame)
+            if need < 0:
+                found.need = -1
+                return
+            found.need = max(found.need, need)
+        found.wanted = max(found.wanted, r.size)
+        found.patience = found.patience + r.patience
+
+
+def take_division(stream, division):
+    """Let the next step be divided so; false where a step is under way."""
+    q = at(stream, STREAM)
+    if not swap(stream + BUSY_AT, 0, 1):
+        return False
+    q.division, q.laid = division, 0
+    poke(stream + BUSY_AT, 0)
+    return True
 
 
 @inner
@@ -1668,7 +1703,8 @@ def step(stream, x, out):
         return HALFWAY
     thread = 0 if q.small else released()
     first = at(q.frames, RUN)
-    granted = call_acquire(first.acquire, q.wanted, q.patience, first.team) if q.wanted > 1 else 1
+    division = at(q.division, DIVISION)
+    granted = call_acquire(first.acquire, division.wanted, division.patience, first.team) if division.wanted > 1 else 1
     status = DONE
     before = data_of(x)
     checked = NO_TIME if q.small else seconds()
@@ -1678,7 +1714,7 @@ def step(stream, x, out):
         if granted != q.laid:
             divide(frame, granted)
             work_bytes(frame)
-            open_run(frame, get(q.memory, i))
+            open_run(frame, get(q.division + AT_MEMORY, i))
         elif r.size > 1:
             clear(r.lines, (r.groups * r.width + r.size) * LINE)
         p = at(r.direction0, DIRECTION)
@@ -1712,7 +1748,7 @@ def try_step(stream, make, threads, x, out):
     number = call_nothing(threads)
     if number == 0:
         return 0
-    q.status = DIVIDED_FOR_OTHERS if integer(number) != q.asked else DONE
+    q.status = DIVIDED_FOR_OTHERS if integer(number) != at(q.division, DIVISION).asked else DONE
     unshare(number)
     if q.status == DONE and not fits(x, q, q.inputs, 0):
         q.status = UNFIT
@@ -1753,9 +1789,6 @@ def step_method(self, args, given, names):
     return call_python(get(self, ITEMS + 2), args, given, names)
 
 
-BUSY_AT = STREAM.fields["busy"][1]  # type: ignore[index]
-
-
 def stream_state(stream, h, c, writing):
     """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0.
     False where a step is under way."""
@@ -1780,6 +1813,8 @@ def stream_state(stream, h, c, writing):
     return True
 
 
-open_stream_kernel = Kernel(open_stream, f"int64({', '.join([INT] * 4)})")
+open_stream_kernel = Kernel(open_stream, f"void({', '.join([INT] * 3)})")
+divide_stream_kernel = Kernel(divide_stream, f"void({', '.join([INT] * 3)})")
+take_division_kernel = Kernel(take_division, f"boolean({', '.join([INT] * 2)})")
 step_method_kernel = Kernel(step_method, f"int64({', '.join([INT] * 4)})")
 stream_state_kernel = Kernel(stream_state, f"boolean({', '.join([INT] * 4)})")

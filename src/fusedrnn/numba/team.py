@@ -6,13 +6,12 @@ Refuses to queue: a second Python thread that finds the team busy runs its call 
 Numba's threading layers is involved: one of them aborts the process when two threads call at once.
 """
 
-import functools
 import os
 
 import numpy as np
 
 from fusedrnn import backends
-from fusedrnn.numba.jit import Kernel, inner
+from fusedrnn.numba.jit import Kernel, inner, once
 from fusedrnn.numba.machine import (
     at,
     call,
@@ -33,10 +32,10 @@ from fusedrnn.numba.machine import (
     thread_create,
     yield_cpu,
 )
+from fusedrnn.threads import MOST
 
 __all__ = ["functions", "spin"]
 
-MOST = 256
 SPIN_SECONDS, WAKE_SECONDS, LATE_SECONDS, LONG_PATIENCE = 100e-6, 200e-6, 10e-6, 900e-6
 IDLE, CALLED, PRESENT, GO = 0, 1, 2, 3
 
@@ -107,7 +106,7 @@ def live(me):
         polls = 0
         while True:
             state = peek(me)
-            if state == IDLE:
+            if state != PRESENT and state != GO:  # IDLE, or CALLED already by the next caller
                 break
             if state == GO:
                 call(team.fn, team.arg, np.int32(w.rank))
@@ -241,7 +240,7 @@ run_kernel = Kernel(run, "void(int32, int64, int64, int64)")
 release_kernel = Kernel(release, "void(int32, int64)")
 
 
-@functools.cache
+@once
 def functions() -> tuple[int, int, int, int]:
     """Addresses of acquire, run and release, and of the team, their last argument, which C functions do not look at."""
     if (core := backends.compiled()) is not None:

@@ -242,7 +242,7 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
 
 # The gate math of some rows and units: pointwise_t of kernels/tiles.h, and the `stage` of the step.
 POINTWISE = record(
-    *("rows", "first", "last", "stride", "training", "gates", "h_prev", "h", "c_prev", "c", "dy", "dh", "dc", "drh"),
+    *("rows", "first", "last", "stride", "training", "gates", "h_prev", "h", "c_prev", "c", "dy", "dh", "dc", "dq"),
     "stage",
 )
 POINTWISE_BYTES = POINTWISE.itemsize

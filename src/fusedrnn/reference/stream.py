@@ -3,6 +3,7 @@
 `step` checks its own arguments, because no other layer stands before it; `set_state` relies on its caller.
 """
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ class Stepper:
         self._layers = layers
         cell, (w_ih, w_hh, _, _) = layers[0]
         self._input_shape = (batch_size, w_ih.shape[1])
+        self._step = threading.Lock()
         # (layers, S, B, H)
         self._state = np.zeros((len(layers), cell.states, batch_size, w_hh.shape[1]), w_ih.dtype)
 
@@ -48,11 +50,22 @@ class Stepper:
         x_t = checks.readable("x_t", x_t, str(self._state.dtype))
         _check("x_t", x_t, self._input_shape, self._state.dtype)
         if out is not None:
-            if not isinstance(out, np.ndarray):
-                raise TypeError(f"out: expected an array, got {type(out).__name__}")
+            checks.out(out, self._state.dtype)
             _check("out", out, self._state.shape[2:], self._state.dtype)
             if not out.flags.writeable:
                 raise ValueError("out: expected a writable array, got a read-only one")
+        if not self._step.acquire(blocking=False):
+            raise checks.stream_busy()
+        try:
+            h = self._advance(x_t)
+        finally:
+            self._step.release()
+        if out is None:
+            return h
+        out[...] = h
+        return out
+
+    def _advance(self, x_t: Array) -> Array:
         h = x_t
         for (cell, parameters), state in zip(self._layers, self._state, strict=True):
             w, u = parameters[:2]
@@ -60,10 +73,7 @@ class Stepper:
             new, *_ = step_forward(cell, h @ w.T + b, state, u, v)
             state[...] = new
             h = new[0]
-        if out is None:
-            return h
-        out[...] = h
-        return out
+        return h
 
 
 def _check(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
