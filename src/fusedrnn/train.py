@@ -500,14 +500,15 @@ class Optimizer:
     Parameters
     ----------
     parameters : dict of str to ndarray
-        Writable floating arrays, kept by reference.
+        Writable floating arrays, kept by reference. Where a layer's ``reset_parameters()`` or
+        ``layer.parameters[name] = array`` puts another array in the place of one, the optimiser goes on changing the
+        old one: make it after the last replacement.
     learning_rate : float
-        At least 0. Also an attribute that may be changed between steps.
+        At least 0.
 
     Attributes
     ----------
     parameters : dict of str to ndarray
-    learning_rate : float
     steps : int
         How many steps were made.
 
@@ -516,15 +517,29 @@ class Optimizer:
     ValueError
         If a number is out of its range, or a parameter is read-only.
     TypeError
-        If a parameter is not a floating ndarray.
+        If a parameter is not a floating ndarray or its key is no str, or a number is none.
     """
 
     def __init__(self, parameters: Mapping[str, Array], learning_rate: float) -> None:
-        checks.number("learning_rate", learning_rate, 0)
-        _writable("parameters", parameters)
-        self.parameters = dict(parameters)
         self.learning_rate = learning_rate
+        _writable("parameters", _named("parameters", parameters))
+        self.parameters = dict(parameters)
         self.steps = 0
+        self._moments: Arrays = {}
+
+    @property
+    def learning_rate(self) -> float:
+        """At least 0; it may be changed between steps.
+
+        Returns
+        -------
+        float
+        """
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:  # numpydoc ignore=GL08
+        self._learning_rate = checks.number("learning_rate", value, 0)
 
     def step(self, gradients: Mapping[str, ArrayLike]) -> None:
         """Change every parameter in place.
@@ -537,14 +552,50 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If keys or a shape differ from those of the parameters. Nothing is changed then.
+            If keys or a shape differ from those of the parameters, or one of these has become read-only. Nothing is
+            changed then.
         TypeError
             If a dtype differs. Nothing is changed then.
         """
         checked = _like("gradients", gradients, self.parameters)
-        self.steps += 1
+        _writable("parameters", self.parameters)
         for name, p in self.parameters.items():
             self._update(name, p, checked[name])
+        self.steps += 1
+
+    def state_dict(self) -> Arrays:
+        """Copy what the steps so far have left behind, for `save_arrays`.
+
+        Training goes on from it, and from the parameters, with the bits of a training without a break. The options,
+        such as the learning rate, are not in it.
+
+        Returns
+        -------
+        dict of str to ndarray
+            "steps" () of int64, and each moment of each parameter, of its shape and dtype, such as "m.weight_ih_l0".
+        """
+        return {"steps": np.array(self.steps, np.int64)} | {name: a.copy() for name, a in self._moments.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy a state in: all of it, or in case of an error nothing.
+
+        Parameters
+        ----------
+        state_dict : dict of str to ndarray
+            Exactly the keys, shapes and dtypes of `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If keys or a shape differ, or the number of steps is negative.
+        TypeError
+            If it is no mapping, or a dtype differs.
+        """
+        found = _like("state_dict", state_dict, self.state_dict())
+        checks.number("state_dict['steps']", found["steps"], 0)
+        for name, moment in self._moments.items():
+            moment[...] = found[name]
+        self.steps = int(found["steps"])
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         raise NotImplementedError
@@ -573,11 +624,12 @@ class SGD(Optimizer):
         super().__init__(parameters, learning_rate)
         _fraction("momentum", momentum)
         self.momentum = momentum
-        self._v = self._zeros() if momentum else {}
+        if momentum:
+            self._moments = join(v=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         if self.momentum:
-            v = self._v[name]
+            v = self._moments[f"v.{name}"]
             v *= self.momentum
             v += g
             g = v
@@ -612,10 +664,10 @@ class RMSprop(Optimizer):
         _fraction("decay", decay)
         _positive("epsilon", epsilon)
         self.decay, self.epsilon = decay, epsilon
-        self._s = self._zeros()
+        self._moments = join(s=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
-        s = self._s[name]
+        s = self._moments[f"s.{name}"]
         s *= self.decay
         s += (1 - self.decay) * np.square(g)
         p -= self.learning_rate * g / (np.sqrt(s) + self.epsilon)
@@ -660,17 +712,17 @@ class Adam(Optimizer):
         _positive("epsilon", epsilon)
         checks.number("weight_decay", weight_decay, 0)
         self.beta1, self.beta2, self.epsilon, self.weight_decay = beta1, beta2, epsilon, weight_decay
-        self._m, self._v = self._zeros(), self._zeros()
+        self._moments = join(m=self._zeros(), v=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
-        m, v = self._m[name], self._v[name]
+        m, v, t = self._moments[f"m.{name}"], self._moments[f"v.{name}"], self.steps + 1
         m *= self.beta1
         m += (1 - self.beta1) * g
         v *= self.beta2
         v += (1 - self.beta2) * np.square(g)
         p *= 1 - self.learning_rate * self.weight_decay
-        rate = self.learning_rate / (1 - self.beta1**self.steps)
-        p -= rate * m / (np.sqrt(v / (1 - self.beta2**self.steps)) + self.epsilon)
+        rate = self.learning_rate / (1 - self.beta1**t)
+        p -= rate * m / (np.sqrt(v / (1 - self.beta2**t)) + self.epsilon)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -690,8 +742,13 @@ def join(**parts: Mapping[str, Array]) -> Arrays:
     -------
     dict of str to ndarray
         Such as ``{"rnn.weight_ih_l0": ..., "head.weight": ...}``, the arrays themselves and not copies.
+
+    Raises
+    ------
+    TypeError
+        If a part is no mapping, or one of its keys no str.
     """
-    return {f"{part}.{name}": a for part, arrays in parts.items() for name, a in arrays.items()}
+    return {f"{part}.{name}": a for part, arrays in parts.items() for name, a in _named(part, arrays).items()}
 
 
 def assign(parameters: Mapping[str, Array], arrays: Mapping[str, ArrayLike]) -> None:
@@ -789,6 +846,14 @@ def _mapping(name: str, value: Mapping[str, T]) -> Mapping[str, T]:
     raise TypeError(f"{name}: expected a mapping, got {type(value).__name__}")
 
 
+def _named(name: str, value: Mapping[str, T]) -> Mapping[str, T]:
+    """The keys are strings, of which other names are made: 1 and "1" would become one."""
+    for key in _mapping(name, value):
+        if not isinstance(key, str):
+            raise TypeError(f"{name}: expected keys of type str, got {key!r}")
+    return value
+
+
 def _writable(name: str, arrays: Mapping[str, Array]) -> None:
     """All of them can be changed in place, or the caller changes none."""
     for key, a in _mapping(name, arrays).items():
@@ -845,12 +910,8 @@ def _scale(reduction: Reduction, count: int) -> float:
 
 def _like(name: str, arrays: Mapping[str, ArrayLike], parameters: Mapping[str, Array]) -> Arrays:
     """Return `arrays` as arrays that have the keys, shapes and dtypes of `parameters`."""
-    if _mapping(name, arrays).keys() != parameters.keys():
-        missing, unknown = (
-            sorted(found, key=str) for found in (parameters.keys() - arrays, arrays.keys() - parameters)
-        )
-        raise ValueError(f"{name}: expected the keys of the parameters, got missing {missing}, unknown {unknown}")
-    return {key: checks.array(f"{name}[{key!r}]", arrays[key], p.shape, p.dtype) for key, p in parameters.items()}
+    given = checks.keys(name, arrays, parameters)
+    return {key: checks.array(f"{name}[{key!r}]", given[key], p.shape, p.dtype) for key, p in parameters.items()}
 
 
 def _positive(name: str, value: float) -> None:
