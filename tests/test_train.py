@@ -156,6 +156,14 @@ def test_mean_squared_error_gradient(rng: np.random.Generator, masked: bool, red
     assert loss() == pytest.approx(getattr(expected, reduction)())
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(np.float16, 4e4), (np.float32, 2e30)])
+def test_mean_squared_error_of_squares_that_overflow(dtype: type, error: float) -> None:
+    prediction = np.full(4, error, dtype)
+    loss, gradient = train.mean_squared_error(prediction, np.zeros_like(prediction))
+    assert loss == pytest.approx(float(prediction[0]) ** 2)
+    np.testing.assert_array_equal(gradient, prediction / 2, strict=True)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_softmax_does_not_overflow(dtype: type) -> None:
     logits = np.array([[60000, 60000, -np.inf], [-60000, 0, 0]], dtype)
@@ -190,6 +198,50 @@ def test_clip_global_norm_of_norms_that_overflow_together() -> None:
     gradients = {name: np.full(1, 1.1e154) for name in "ab"}
     assert train.clip_global_norm(gradients, 1) == pytest.approx(1.1e154 * math.sqrt(2))
     np.testing.assert_allclose(gradients["a"], math.sqrt(0.5), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "limit"),
+    [
+        (np.float64, "1e200", 1),
+        (np.float64, "1e308", 1e300),
+        (np.float64, "1e-200", 1e-210),
+        (np.float64, "1e-160", 1e-161),
+        (np.float64, "5e-324", 5e-324),
+        (np.float32, "1e38", 1e-6),
+        (np.float16, "6e4", 1e-3),
+        (np.longdouble, "1e200", 1),
+    ],
+)
+def test_clip_global_norm_at_the_ends_of_the_range(dtype: type, value: str, limit: float) -> None:
+    """Neither squares nor the factor limit / norm overflow or vanish."""
+    gradients = {"a": np.array([value] * 2 + ["0"]).astype(dtype)}
+    before = gradients["a"].copy()
+    norm = train.clip_global_norm(gradients, limit)
+    assert type(norm) is float
+    assert norm == pytest.approx(float(before[0]) * math.sqrt(2), rel=1e-14, abs=5e-324)
+    expected = (before.astype(np.longdouble) * np.longdouble(limit) / np.longdouble(norm)).astype(dtype)
+    rtol = 2 * max(np.finfo(dtype).eps, np.finfo(float).eps)  # one rounding more, and a factor of float64
+    np.testing.assert_allclose(gradients["a"], expected, rtol=rtol, strict=True)
+
+
+def test_clip_global_norm_has_the_bits_of_the_plain_equation(rng: np.random.Generator) -> None:
+    g = rng.standard_normal((7, 9))
+    assert train.clip_global_norm({"a": g}, 1e9) == math.sqrt(np.square(g).sum())
+
+
+@pytest.mark.parametrize("value", [np.finfo(np.float64).max, np.finfo(np.longdouble).max])
+def test_clip_global_norm_refuses_what_is_no_float(value: np.floating[Any]) -> None:
+    gradients = {"a": np.full(2, value)}
+    with pytest.raises(FloatingPointError, match="the norm of 'a' is not finite as a float"):
+        train.clip_global_norm(gradients, 1)
+    assert (gradients["a"] == value).all()
+
+
+def test_clip_global_norm_takes_an_array_under_two_keys_once() -> None:
+    tied = np.array([3.0, 4.0])
+    assert train.clip_global_norm({"in": tied, "out": tied}, 2.5) == 5
+    assert tied.tolist() == [1.5, 2]
 
 
 @pytest.mark.parametrize("clip", [train.clip_global_norm, train.clip_value])

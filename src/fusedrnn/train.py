@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -418,7 +418,7 @@ def mean_squared_error(
     scale = _scale(reduction, error.size)
     dprediction = np.zeros_like(prediction)
     dprediction[counted] = 2 * scale * error
-    return float(np.square(error).sum(dtype=np.float64)) * scale, dprediction
+    return float(np.square(error, dtype=_wide(error)).sum()) * scale, dprediction
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -429,19 +429,21 @@ def mean_squared_error(
 def clip_global_norm(gradients: Mapping[str, Array], limit: float) -> float:
     """Scale all gradients in place by one factor, so that their common norm is at most `limit`.
 
-    Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013, algorithm 1.
+    Pascanu, Mikolov, Bengio: On the difficulty of training recurrent neural networks, 2013, algorithm 1. The factor is
+    ``limit / norm``; that of PyTorch's ``clip_grad_norm_`` is ``limit / (norm + 1e-6)``.
 
     Parameters
     ----------
     gradients : dict of str to ndarray
-        Changed in place, if the norm is over `limit`.
+        Changed in place, if the norm is over `limit`. One array under two keys, as of tied weights, counts once and is
+        scaled once; two views of one memory are two arrays.
     limit : float
         Greater than 0.
 
     Returns
     -------
     float
-        The norm before clipping: the root of the sum of all squares, computed in float64.
+        The norm before clipping: the root of the sum of all squares, computed in float64 at least.
 
     Raises
     ------
@@ -450,20 +452,33 @@ def clip_global_norm(gradients: Mapping[str, Array], limit: float) -> float:
     TypeError
         If a gradient is not a floating ndarray. Nothing is changed then.
     FloatingPointError
-        If the norm is NaN or infinite. Nothing is changed then.
+        If the norm is NaN or infinite, or too large for a float. Nothing is changed then.
     """
     _positive("limit", limit)
     _writable("gradients", gradients)
-    # float64, because the squares of exploding float32 gradients overflow just when clipping is needed.
-    norms = {name: math.sqrt(np.square(g, dtype=np.float64).sum()) for name, g in gradients.items()}
+    distinct = dict({id(g): (name, g) for name, g in gradients.items()}.values())
+    norms = {name: _norm(g) for name, g in distinct.items()}
     norm = math.hypot(*norms.values())
     if not math.isfinite(norm):
         name = next((name for name, part in norms.items() if not math.isfinite(part)), "all together")
-        raise FloatingPointError(f"gradients: the norm of {name!r} is not finite")
+        raise FloatingPointError(f"gradients: the norm of {name!r} is not finite as a float")
     if norm > limit:
-        for g in gradients.values():
-            g *= limit / norm
+        for g in distinct.values():
+            g[...] = np.multiply(g, limit / norm, dtype=_wide(g))  # the factor may vanish in a narrower dtype
     return norm
+
+
+def _norm(g: Array) -> float:
+    """Return the root of the sum of squares. Where these overflow or vanish, all are scaled by the largest element."""
+    wide = _wide(g)
+    with np.errstate(over="ignore"):
+        squares = np.square(g, dtype=wide).sum()
+    if 1e-200 < squares < 1e300:  # so for all float32 but 0; a square that vanishes beside these does not count
+        return math.sqrt(squares)
+    largest = np.abs(g).max(initial=0)
+    if not 0 < largest < np.inf:
+        return float(largest)
+    return float(largest) * math.sqrt(np.square(np.divide(g, largest, dtype=wide)).sum())
 
 
 def clip_value(gradients: Mapping[str, Array], limit: float) -> None:
@@ -869,6 +884,11 @@ def _floating(name: str, value: ArrayLike) -> Array:
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating numbers, got {a.dtype}")
     return a
+
+
+def _wide(dtype: Array | np.dtype[Any]) -> np.dtype[Any]:
+    """float64, or what is wider."""
+    return np.result_type(dtype, np.float64)
 
 
 def _logits(value: ArrayLike) -> Array:
