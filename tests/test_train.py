@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,10 @@ from fusedrnn import train
 
 Array = np.ndarray
 T, B, C, I, O = 3, 2, 5, 4, 3
+
+linear, embedding = train.Linear(I, O, rng=0), train.Embedding(C, I, rng=0)
+x32, logits32 = np.zeros((B, I), np.float32), np.zeros((B, C), np.float32)
+masked = np.ma.masked_array([1, 2], [False, True])
 
 
 @pytest.fixture
@@ -86,6 +91,15 @@ def test_initial_values_follow_the_seed_and_the_documented_range() -> None:
 
 def test_one_hot() -> None:
     assert train.one_hot([[2], [0]], 3).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
+
+
+def test_empty_lists_are_of_integers() -> None:
+    layer = train.Embedding(C, I)
+    assert train.one_hot([], C).shape == (0, C)
+    y, tape = layer.forward([[], []])
+    assert y.shape == (2, 0, I)
+    assert not layer.backward(tape, y).parameters["weight"].any()
+    assert train.softmax_cross_entropy(np.zeros((0, C)), [], reduction="sum")[0] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------- losses
@@ -274,6 +288,13 @@ def test_clipping_refuses_before_it_changes(clip: Any, gradients: Any, error: ty
         (lambda: train.softmax([[1.0], [1.0, 2.0]]), r"logits: expected floating numbers, got list \("),
         (lambda: train.Adam({1: np.ones(2)}), "parameters: expected keys of type str, got 1"),
         (lambda: train.join(rnn={1: np.ones(2)}), "rnn: expected keys of type str, got 1"),
+        (lambda: train.softmax_cross_entropy(logits32, [[1], [1, 2]]), r"targets: expected integers, got list \("),
+        (lambda: train.softmax_cross_entropy(logits32, masked), "targets: expected integers, got a masked array"),
+        (lambda: train.save_arrays("unwritten.npz", {"a": masked}), r"arrays\['a'\]: .* got a masked array"),
+        (lambda: train.save_arrays("unwritten.npz", {1: np.ones(2)}), "arrays: expected keys of type str, got 1"),
+        (lambda: train.save_arrays(None, {}), "path: expected a path, got NoneType"),
+        (lambda: train.load_arrays(b"a.npz"), "path: expected a path, got bytes"),
+        (lambda: train.load_arrays(3.5), "path: expected a path, got float"),
         (lambda: train.Linear(3, 4, bias="no"), "bias: expected True or False, got 'no'"),
     ],
 )
@@ -529,14 +550,45 @@ def test_load_refuses_what_is_no_npz(tmp_path) -> None:  # type: ignore[no-untyp
         train.save_arrays(tmp_path / "b.npz", {"a": np.array([None])})
     assert not (tmp_path / "b.npz").exists()
     np.savez(path, a=np.array([None]))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
+    with pytest.raises(ValueError, match=r"^path: .* allow_pickle=False"):
+        train.load_arrays(path)
+    for content in (b"junk", b"", b"\x93NUMPY"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a", content)
+        with pytest.raises(ValueError, match=r"^path: expected an .npz file, got .*a\.npz \("):
+            train.load_arrays(path)
+
+
+@pytest.mark.parametrize("save", [train.save_arrays, lambda path, arrays: np.savez_compressed(path, **arrays)])
+def test_load_refuses_damaged_files(save: Callable[..., None], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Wherever a bit is flipped or the end cut off. 10 kB are more than zipfile reads and compares at once."""
+    path, arrays = tmp_path / "a.npz", {"a": np.random.default_rng(0).standard_normal(1250), "b": np.arange(3)}
+    save(path, arrays)
+    intact = path.read_bytes()
+    for i in (*range(200), *range(200, len(intact), 97), *range(len(intact) - 150, len(intact))):
+        path.write_bytes(intact[:i] + bytes([intact[i] ^ 1]) + intact[i + 1 :])
+        try:
+            loaded = train.load_arrays(path)
+        except ValueError as error:
+            assert str(error).startswith(f"path: expected an .npz file, got {path} (")  # noqa: PT017
+        else:  # the directory of the archive has no checksum: a name or a whole array may be lost
+            assert all(np.array_equal(a, arrays[key]) for key, a in loaded.items() if key in arrays)
+    for i in range(0, len(intact), 97):
+        path.write_bytes(intact[:i])
+        with pytest.raises(ValueError, match=r"^path: expected an \.npz file"):
+            train.load_arrays(path)
+
+
+def test_load_refuses_an_array_shorter_than_its_member(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """As a flipped digit of the shape makes one, before the checksum would be compared."""
+    path = tmp_path / "a.npz"
+    train.save_arrays(path, {"a": np.zeros(9000)})
+    path.write_bytes(path.read_bytes().replace(b"(9000,)", b"(8000,)"))
+    with pytest.raises(ValueError, match=r"^path: expected an .npz file, got .* \(a.npy goes on after its array\)"):
         train.load_arrays(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input
-
-linear, embedding = train.Linear(I, O, rng=0), train.Embedding(C, I, rng=0)
-x32, logits32 = np.zeros((B, I), np.float32), np.zeros((B, C), np.float32)
 
 
 def read_only() -> Array:
@@ -556,6 +608,11 @@ BAD_INPUT = [
     (lambda: linear(np.zeros((B, 5), np.float32)), ValueError, r"x: expected shape \(2, 4\), got \(2, 5\)"),
     (lambda: linear.backward(x32, np.zeros((B, O))), TypeError, "dy: expected float32, got float64"),
     (lambda: linear.backward(x32, x32), ValueError, r"dy: expected shape \(2, 3\), got \(2, 4\)"),
+    (lambda: linear.backward(np.zeros((B, 7), np.float32), x32), ValueError, r"tape: .* \(2, 4\), got \(2, 7\)"),
+    (lambda: linear.backward(np.zeros((B, I)), x32), TypeError, "tape: expected float32, got float64"),
+    (lambda: train.Linear(2**40, 2**40), ValueError, "input_size, output_size: shape .* more than can be addressed"),
+    (lambda: train.Linear(2**30, 2**30), ValueError, "input_size, output_size: shape .* more than can be addressed"),
+    (lambda: train.Embedding(2**62, 4), ValueError, r"count, size: shape \(4611686018427387904, 4\) needs"),
     (lambda: train.Embedding(0, 1), ValueError, "count: expected at least 1, got 0"),
     (lambda: train.Embedding(1, 0), ValueError, "size: expected at least 1, got 0"),
     (lambda: embedding([0.0]), TypeError, "indices: expected integers, got float64"),
@@ -564,6 +621,11 @@ BAD_INPUT = [
     (lambda: embedding(-1), ValueError, "indices: expected values from 0 to 4, got values from -1 to -1"),
     (lambda: embedding.backward(np.zeros(3, int), x32), ValueError, r"dy: expected shape \(3, 4\), got \(2, 4\)"),
     (lambda: embedding.backward(np.zeros(3, int), [[0] * 4] * 3), TypeError, "dy: expected float32, got int64"),
+    (lambda: embedding.backward(np.array([9]), x32[:1]), ValueError, "tape: expected values from 0 to 4, got values"),
+    (lambda: embedding.backward(np.array([1.0]), x32[:1]), TypeError, "tape: expected integers, got float64"),
+    (lambda: embedding(np.zeros(0)), TypeError, "indices: expected integers, got float64"),
+    (lambda: train.one_hot([1], 2**62), ValueError, r"count: shape \(1, 4611686018427387904\) needs"),
+    (lambda: train.one_hot([], 2**62), ValueError, r"count: shape \(1, 4611686018427387904\) needs"),
     (lambda: train.one_hot(2, 2), ValueError, "indices: expected values from 0 to 1, got values from 2 to 2"),
     (lambda: train.one_hot(0, 0), ValueError, "count: expected at least 1, got 0"),
     (lambda: train.one_hot(0, 1, int), TypeError, "dtype: expected float32 or float64, got int64"),
