@@ -81,6 +81,20 @@ def test_layers_keep_their_dtype(dtype: type) -> None:
     assert train.one_hot(3, C, dtype).dtype == dtype
 
 
+@pytest.mark.parametrize(
+    "shown",
+    [
+        "Linear(4, 3)",
+        "Linear(4, 3, bias=False, dtype=float64)",
+        "Embedding(5, 4)",
+        "Embedding(5, 4, dtype=float16)",
+    ],
+)
+def test_layers_are_shown_as_they_would_be_called(shown: str) -> None:
+    scope = {"Linear": train.Linear, "Embedding": train.Embedding, "float16": np.float16, "float64": np.float64}
+    assert repr(eval(shown, scope)) == shown
+
+
 def test_initial_values_follow_the_seed_and_the_documented_range() -> None:
     a, b, c = (train.Linear(100, 200, rng=seed).parameters["weight"] for seed in (1, 1, 2))
     assert (a == b).all()
@@ -408,6 +422,22 @@ def test_optimizers_change_arrays_in_place_and_keep_dtypes(make: type) -> None:
         assert (a < 1).all()
         assert (gradients[key] == 2).all()
     assert parameters["a"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("made", "shown"),
+    [
+        (train.SGD({}, 0.1), "SGD(0 arrays, learning_rate=0.1)"),
+        (train.SGD({"p": np.ones(1)}, 1, momentum=0.9), "SGD(1 array, learning_rate=1.0, momentum=0.9)"),
+        (train.RMSprop({}, decay=0.5), "RMSprop(0 arrays, learning_rate=0.01, decay=0.5)"),
+        (
+            train.Adam({}, weight_decay=0.1, beta1=0.8),
+            "Adam(0 arrays, learning_rate=0.001, beta1=0.8, weight_decay=0.1)",
+        ),
+    ],
+)
+def test_optimizers_show_their_numbers(made: train.Optimizer, shown: str) -> None:
+    assert repr(made) == shown
 
 
 @OPTIMIZERS

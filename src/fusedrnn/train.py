@@ -5,8 +5,38 @@ returns its output and a tape, its `backward` the gradients; a loss returns its 
 an optimiser changes the parameters in place. Nothing here records a graph, loads data, mixes dtypes or reads pickles.
 
 Letters: C classes, I input size, O output size; ``...`` is any number of leading axes, such as T, B.
+
+Examples
+--------
+One number for each sequence of a ragged batch, from the last states of both directions; here, the mean of the sequence:
+
+>>> import numpy as np
+>>> import fusedrnn as fr
+>>> from fusedrnn.train import Adam, Linear, clip_global_norm, join, mean_squared_error
+>>> rng = np.random.default_rng(0)
+>>> lengths = np.array([9, 2, 5, 7])
+>>> x = rng.standard_normal((9, 4, 1), np.float32) * (np.arange(9)[:, None] < lengths)[..., None]
+>>> target = x.sum(axis=0) / lengths[:, None].astype(np.float32)
+>>> lstm, head = fr.LSTM(1, 8, bidirectional=True, rng=rng), Linear(16, 1, rng=rng)
+>>> optimizer = Adam(join(lstm=lstm.parameters, head=head.parameters), learning_rate=0.01)
+>>> for _ in range(100):
+...     _, (h_n, _), tape = lstm.forward(x, lengths=lengths)
+...     prediction, head_tape = head.forward(np.concatenate([h_n[-2], h_n[-1]], axis=1))
+...     loss, dprediction = mean_squared_error(prediction, target)
+...     dhead = head.backward(head_tape, dprediction)
+...     dh_n = np.zeros_like(h_n)
+...     dh_n[-2], dh_n[-1] = np.split(dhead.x, 2, axis=1)
+...     dlstm = lstm.backward(tape, dstate=(dh_n, None))
+...     gradients = join(lstm=dlstm.parameters, head=dhead.parameters)
+...     norm = clip_global_norm(gradients, 1.0)
+...     optimizer.step(gradients)
+>>> loss < 0.001
+True
+>>> optimizer
+Adam(10 arrays, learning_rate=0.01)
 """
 
+import inspect
 import math
 import zipfile
 from collections.abc import Mapping
@@ -97,6 +127,11 @@ class Linear:
         self.parameters: Arrays = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
         if checks.flag("bias", bias):
             self.parameters["bias"] = rng.uniform(-bound, bound, output_size).astype(dtype)
+
+    def __repr__(self) -> str:
+        """As it would be called, options at their default left out."""
+        weight = self.parameters["weight"]
+        return _called(self, *weight.shape[::-1], bias="bias" in self.parameters, dtype=weight.dtype)
 
     def __call__(self, x: ArrayLike) -> Array:
         """Return y (..., O) for x (..., I); see `forward` for the errors."""
@@ -199,6 +234,11 @@ class Embedding:
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         checks.addressable("count, size", (count, size), _wide(dtype))  # drawn in float64
         self.parameters: Arrays = {"weight": rng.standard_normal((count, size)).astype(dtype)}
+
+    def __repr__(self) -> str:
+        """As it would be called, options at their default left out."""
+        weight = self.parameters["weight"]
+        return _called(self, *weight.shape, dtype=weight.dtype)
 
     def __call__(self, indices: ArrayLike) -> Array:
         """Return y (..., I) for indices (...); see `forward` for the errors."""
@@ -547,6 +587,12 @@ class Optimizer:
         self.steps = 0
         self._moments: Arrays = {}
 
+    def __repr__(self) -> str:
+        """How many arrays, the learning rate, and the options that are not at their default."""
+        count, own = len(self.parameters), list(inspect.signature(type(self)).parameters)[2:]
+        options = {name: getattr(self, name) for name in own if hasattr(self, name)}
+        return _called(self, f"{count} array{'s' * (count != 1)}", f"learning_rate={self.learning_rate}", **options)
+
     @property
     def learning_rate(self) -> float:
         """At least 0; it may be changed between steps.
@@ -866,6 +912,13 @@ def load_arrays(path: str | PathLike[str]) -> Arrays:
         except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise a dozen types
             raise ValueError(f"path: expected an .npz file, got {path} ({error})") from error
     return arrays
+
+
+def _called(made: object, *given: object, **options: object) -> str:
+    """Return `made` as it would be called; options at their default are left out."""
+    defaults = inspect.signature(type(made)).parameters
+    shown = [f"{name}={value}" for name, value in options.items() if value != defaults[name].default]
+    return f"{type(made).__name__}({', '.join([*map(str, given), *shown])})"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
