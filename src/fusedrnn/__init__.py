@@ -1,6 +1,6 @@
 """Fused recurrent cells for NumPy: RNN, GRU and LSTM, forward and backward over a sequence in one compiled call."""
 
-from fusedrnn import backends, init
+from fusedrnn import backends, init, train
 from fusedrnn.backends import use_backend
 from fusedrnn.cells import GRUCell, LSTMCell, RNNCell
 from fusedrnn.frozen import Frozen, Stream
@@ -43,5 +43,6 @@ __all__ = [
     "rnn_forward",
     "set_num_threads",
     "show_config",
+    "train",
     "use_backend",
 ]

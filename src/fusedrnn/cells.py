@@ -4,6 +4,8 @@ A cell is for training through loops of one's own. A sequence that is known runs
 comes step by step runs faster through a frozen layer's stream.
 """
 
+from __future__ import annotations
+
 from typing import Any, Generic, cast
 
 import numpy as np

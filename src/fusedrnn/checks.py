@@ -107,7 +107,7 @@ def memory(x: Array, hidden_size: int, directions: int) -> None:
 
 def addressable(name: str, shape: Shape, dtype: np.dtype[Any]) -> None:
     """An array still to be made, of this shape, does not exceed what memory can be addressed."""
-    if (needed := math.prod(shape) * dtype.itemsize) > sys.maxsize:
+    if (needed := math.prod(max(n, 1) for n in shape) * dtype.itemsize) > sys.maxsize:  # as NumPy counts
         raise ValueError(
             f"{name}: shape {_shape(shape)} needs {needed} bytes, more than can be addressed ({sys.maxsize})"
         )

@@ -3,6 +3,8 @@
 A frozen layer is immutable and may be shared between threads. A stream keeps a state: one thread at a time.
 """
 
+from __future__ import annotations
+
 from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -119,7 +121,7 @@ class Frozen(_Sized, Generic[State]):
         """
         return self._stack.infer(self._backend, self._layers, x, state, lengths)
 
-    def stream(self, batch_size: int = 1) -> "Stream[State]":
+    def stream(self, batch_size: int = 1) -> Stream[State]:
         """Run the layer step by step.
 
         Parameters
@@ -161,11 +163,11 @@ class Frozen(_Sized, Generic[State]):
         """Refuse: threads share a frozen layer."""
         raise AttributeError(f"{name}: a frozen layer cannot be changed")
 
-    def __copy__(self) -> "Frozen[State]":
+    def __copy__(self) -> Frozen[State]:
         """The same object: there is nothing in it to change."""
         return self
 
-    def __deepcopy__(self, memo: object) -> "Frozen[State]":
+    def __deepcopy__(self, memo: object) -> Frozen[State]:
         """The same object: there is nothing in it to change."""
         return self
 
@@ -277,13 +279,13 @@ class Stream(_Sized, Generic[State]):
             raise AttributeError(f"{name}: only the state of a stream can be changed")
         super().__setattr__(name, value)
 
-    def __copy__(self) -> "Stream[State]":
+    def __copy__(self) -> Stream[State]:
         """Go on apart from here."""
         twin = self._frozen.stream(self.batch_size)
         twin.state = self.state
         return twin
 
-    def __deepcopy__(self, memo: object) -> "Stream[State]":
+    def __deepcopy__(self, memo: object) -> Stream[State]:
         """Go on apart from here."""
         return self.__copy__()
 

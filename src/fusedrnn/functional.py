@@ -5,6 +5,8 @@ T time steps, B batch, I input size, H hidden size, G gates (RNN 1, GRU 3, LSTM 
 and keep no state between calls; what is stacked, bidirectional or unbatched is in `fusedrnn.layers`.
 """
 
+from __future__ import annotations
+
 from typing import Any, NamedTuple
 
 import numpy.typing as npt

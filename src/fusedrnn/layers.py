@@ -3,6 +3,8 @@
 They compute outputs and gradients; they hold no gradients, no optimiser and no hidden state between calls.
 """
 
+from __future__ import annotations
+
 import warnings
 from typing import Any, Generic, NamedTuple
 
@@ -83,7 +85,7 @@ class _Layer(Module, Generic[State]):
     def __call__(
         self, x: npt.ArrayLike, state: Any = None, lengths: npt.ArrayLike | None = None
     ) -> tuple[Array, State]:
-        """Run the layer for inference: no dropout, and nothing is kept.
+        """Run the layer for inference: no dropout, nothing is kept, and `forward` has no part in it.
 
         Parameters
         ----------
@@ -97,9 +99,10 @@ class _Layer(Module, Generic[State]):
         Returns
         -------
         y : ndarray, shape (T, B, D * H), or (B, T, D * H) if batch_first, or (T, D * H)
-            The last layer's hidden states; 0 past a sequence's length. Batch-first, a view of an array (T, B, D * H).
+            The last layer's hidden states, the forward direction's first; 0 past a sequence's length. Batch-first, a
+            view of an array (T, B, D * H).
         state : ndarray or pair of ndarray, shape (num_layers * D, B, H)
-            The final state, in the form of the initial one.
+            The final state, in the form of the initial one. Of two directions row ``2 * layer + 1`` is the reverse one.
 
         Raises
         ------
@@ -275,6 +278,8 @@ class RNN(_Layer[Array]):
     ----------
     parameters : dict of str to ndarray
         The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
+    dropout, rng, backend
+        May be changed between calls; the other options are fixed.
 
     Examples
     --------
@@ -359,6 +364,8 @@ class GRU(_Layer[Array]):
     ----------
     parameters : dict of str to ndarray
         The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
+    dropout, rng, backend
+        May be changed between calls; the other options are fixed.
 
     Examples
     --------
@@ -441,6 +448,8 @@ class LSTM(_Layer[Pair]):
     ----------
     parameters : dict of str to ndarray
         The parameters themselves, by the names of `state_dict`: to be changed in place, or replaced by name.
+    dropout, rng, backend
+        May be changed between calls; the other options are fixed.
 
     Examples
     --------

@@ -36,6 +36,8 @@ True
 Adam(10 arrays, learning_rate=0.01)
 """
 
+from __future__ import annotations
+
 import inspect
 import math
 import zipfile
@@ -327,7 +329,7 @@ def one_hot(indices: ArrayLike, count: int, dtype: DTypeLike = np.float32) -> Ar
     """
     count = checks.size("count", count)
     indices, dtype = _indices("indices", indices, count), checks.dtype(dtype, checks.FLOATING)
-    checks.addressable("count", (max(indices.size, 1), count), dtype)  # NumPy counts an axis of 0 as 1, too
+    checks.addressable("count", (*indices.shape, count), dtype)
     result = np.zeros((*indices.shape, count), dtype)
     np.put_along_axis(result, indices[..., None], 1, axis=-1)
     return result
