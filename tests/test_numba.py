@@ -488,6 +488,21 @@ def test_weights_of_another_cell(step):
             step(weights, *arrays)
 
 
+def test_a_relu_out_of_a_stack():
+    """Its flag may be any integer or bool by then, and nothing else."""
+    rng = np.random.default_rng(0)
+    packed, x = nb.rnn_weights(*weights_of("rnn", 3, 5, "float32", rng), nonlinearity="relu"), zeros(4, 3)
+    want = fr.rnn_forward(x[None], *weights_of("rnn", 3, 5, "float32", np.random.default_rng(0)), nonlinearity="relu")[
+        1
+    ]
+    for relu in (True, np.int8(1), np.bool_(True)):
+        h = zeros(4, 5)
+        rnn(packed._replace(relu=relu), x, h)
+        assert np.array_equal(h, want)
+    with pytest.raises(ValueError, match=r"^weights: expected contiguous fields"):
+        rnn(packed._replace(relu=1.0), x, h)
+
+
 def test_weights_as_the_layers_want_them():
     rng = np.random.default_rng(0)
     w_ih, w_hh, *_ = weights_of("gru", 3, 5, "float32", rng)

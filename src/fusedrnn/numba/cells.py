@@ -17,7 +17,7 @@ from numba.extending import overload
 from fusedrnn import checks
 from fusedrnn.checks import Array
 from fusedrnn.numba.gru import gru_before_forward, gru_forward
-from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inner, public
+from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner, public
 from fusedrnn.numba.lstm import lstm_forward
 from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, get, put, stack
 from fusedrnn.numba.rnn import rnn_relu_forward, rnn_tanh_forward
@@ -92,7 +92,7 @@ def _panels(w: Array, gates: tuple[int, ...], H: int) -> Array:
     return np.ascontiguousarray(full.reshape(n, PANEL, L, K).transpose(0, 3, 1, 2))
 
 
-@inner
+@inlined
 def bias_stride(H, size):
     """Whole panels, in elements, in every instruction set."""
     return (H * size + 255) // 256 * 256 // size
@@ -220,6 +220,28 @@ def address(typing: Any, array: Any) -> Any:
 
 
 @emitted
+def fields(typing: Any, weights: Any) -> Any:
+    """Of each array of packed weights the address and the shape, of a number itself: all integers. An array is counted
+    in and out wherever it is named, which took a third of a small step."""
+    kinds = [types.UniTuple(types.int64, 1 + f.ndim) if isinstance(f, types.Array) else types.int64 for f in weights]
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        found = []
+        for i, (field, kind) in enumerate(zip(weights, kinds, strict=True)):
+            value = builder.extract_value(values[0], i)
+            if isinstance(field, types.Array):
+                array = cgutils.create_struct_proxy(field)(context, builder, value)
+                shape = cgutils.unpack_tuple(builder, array.shape, field.ndim)
+                value = context.make_tuple(builder, kind, [builder.ptrtoint(array.data, ir.IntType(64)), *shape])
+            else:
+                value = context.cast(builder, value, field, kind)
+            found.append(value)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.Tuple(kinds)(weights), codegen
+
+
+@emitted
 def scratch(typing: Any, size: Any) -> Any:
     """Address of some bytes on the stack, 64-byte aligned, for as long as the function runs."""
 
@@ -231,15 +253,16 @@ def scratch(typing: Any, size: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-def step_of(pointwise, widths, segments, h_segment, apart, two_states):  # type: ignore[no-untyped-def]
-    """Make a cell's step over rows: step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like), all but the
-    weights and `like` integers: addresses, bytes from a row to the next. widths: of the panels it meets."""
+def step_of(pointwise, widths, segments, h_segment, apart, two_states, bias=2):  # type: ignore[no-untyped-def]
+    """Make a cell's step over rows: step(w, x, x_step, h, h_step, c, c_step, rows, H, like), all but w, what `fields`
+    gives, and `like` integers: addresses, bytes from a row to the next. widths: of the panels it meets. bias: which of
+    w it is."""
     table = table_of(widths, fetch=False)
 
     @inner
-    def step(weights, x, x_step, h, h_step, c, c_step, rows, I, H, like):
+    def step(w, x, x_step, h, h_step, c, c_step, rows, H, like):
         size, L = itemsize(like), lanes(like)
-        stride = weights.bias.shape[1]
+        of_bias, _, stride = w[bias]
         gate_bytes = segments * stride * size
         gates = scratch(min(rows, ROWS) * (gate_bytes + stride * size))
         cells = gates + min(rows, ROWS) * gate_bytes
@@ -257,20 +280,20 @@ def step_of(pointwise, widths, segments, h_segment, apart, two_states):  # type:
                 if two_states:
                     copy(cells + i * stride * size, c + (row0 + i) * c_step, H * size)
                 if apart:
-                    copy(gate + apart * stride * size, address(weights.bias) + apart * stride * size, stride * size)
+                    copy(gate + apart * stride * size, of_bias + apart * stride * size, stride * size)
             clear(p, PRODUCT_BYTES)
             g = at(p, PRODUCT)
             g.tiles = table(like)
             g.rows, g.segments, g.a_step = n, 1, 1
-            g.out, g.init = out, address(weights.bias)
-            multiply(p, like, a_x, weights.x, 0, stride if segments > 1 else L)
+            g.out, g.init = out, of_bias
+            multiply(p, like, a_x, w[0], 0, stride if segments > 1 else L)
             g.init, g.accumulate = 0, 1
-            multiply(p, like, a_h, weights.h, h_segment * stride, stride if segments > 1 else L)
+            multiply(p, like, a_h, w[1], h_segment * stride, stride if segments > 1 else L)
             clear(q, POINTWISE_BYTES)
             e = at(q, POINTWISE)
             e.rows, e.last, e.stride = n, H, stride
             e.gates, e.h_prev, e.h, e.c_prev, e.c = out, a_h, a_h, a_c, a_c
-            pointwise(p, q, like, weights)
+            pointwise(p, q, like, w)
             if two_states:
                 for i in range(n):
                     copy(c + (row0 + i) * c_step, cells + i * stride * size, H * size)
@@ -283,37 +306,38 @@ def step_of(pointwise, widths, segments, h_segment, apart, two_states):  # type:
 def multiply(p, like, a, w, out_offset, out_step):
     """The product of rows a and packed weights w: out_step elements from a vector of a panel to the next."""
     g, L = at(p, PRODUCT), lanes(like)
-    g.a, g.depth, g.w, g.width = a, w.shape[1], address(w), w.shape[2]
-    g.vectors = g.last = w.shape[0] * w.shape[2]
-    g.out_offset, g.out_step, g.out_panel = out_offset, out_step, w.shape[2] * L if out_step == L else L
+    data, panels, depth, width, _ = w
+    g.a, g.depth, g.w, g.width = a, depth, data, width
+    g.vectors = g.last = panels * width
+    g.out_offset, g.out_step, g.out_panel = out_offset, out_step, width * L if out_step == L else L
     product(p, like)
 
 
 @inner
-def lstm_pointwise(p, q, like, weights):
+def lstm_pointwise(p, q, like, w):
     lstm_forward(q, like)
 
 
 @inner
-def gru_pointwise(p, q, like, weights):
+def gru_pointwise(p, q, like, w):
     gru_forward(q, like)
 
 
 @inner
-def gru_reset_before_pointwise(p, q, like, weights):
+def gru_reset_before_pointwise(p, q, like, w):
     gru_before_forward(q, like)
     g, e = at(p, PRODUCT), at(q, POINTWISE)
     a = stack(ROW_BYTES)
     for i in range(g.rows):
         put(a, i, get(g.out, i) + 3 * e.stride * itemsize(like))
-    multiply(p, like, a, weights.n, 0, lanes(like))  # C5
+    multiply(p, like, a, w[2], 0, lanes(like))  # C5
     e.stage = 1
     gru_before_forward(q, like)
 
 
 @inner
-def rnn_pointwise(p, q, like, weights):
-    if weights.relu:
+def rnn_pointwise(p, q, like, w):
+    if w[3]:
         rnn_relu_forward(q, like)
     else:
         rnn_tanh_forward(q, like)
@@ -322,7 +346,7 @@ def rnn_pointwise(p, q, like, weights):
 LINEAR = (min(PANEL, WIDEST), PANEL)
 lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, 0, True)
 gru_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
-gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, 0, False)
+gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, 0, False, bias=3)
 rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, 0, False)
 
 
@@ -335,17 +359,18 @@ def _misfit(kinds, weights, x, h, c, y):  # type: ignore[no-untyped-def]
     packer = f"{kinds[0].__name__[:-7].lower()}_weights"
     if getattr(weights, "instance_class", None) not in kinds:
         return f"weights: expected what {packer}() packed, got {weights}"
-    fields = [field for field in weights if isinstance(field, types.Array)]
-    axes = [4] * (len(fields) - 1) + [2]
-    if [(f.ndim, f.dtype, f.layout) for f in fields] != [(n, fields[0].dtype, "C") for n in axes]:
+    arrays = [a for a in weights if isinstance(a, types.Array)]
+    kinds_of = [(a.ndim, a.dtype, a.layout) for a in arrays]
+    numbers = all(isinstance(a, types.Array | types.Integer | types.Boolean) for a in weights)
+    if not numbers or kinds_of != [(n, kinds_of[0][1], "C") for n in [4] * (len(arrays) - 1) + [2]]:
         return f"weights: expected contiguous fields of one dtype, as {packer}() packed them, got {weights}"
     for name, a in (("x", x), ("h", h), *((("c", c),) if c else ()), *((("y", y),) if y else ())):
         if not isinstance(a, types.Array):
             return f"{name}: expected an array, got {a}"
     if h.ndim not in (1, 2) or not h.mutable:
         return f"h: expected an array (H,) or (B, H) that can be written to, got {h}"
-    if h.dtype != fields[0].dtype:
-        return f"h: expected {fields[0].dtype} as the weights, got {h.dtype}"
+    if h.dtype != arrays[0].dtype:
+        return f"h: expected {arrays[0].dtype} as the weights, got {h.dtype}"
     axes_of_x = h.ndim + (y is not None)
     if (x.ndim, x.dtype) != (axes_of_x, h.dtype):
         return f"x: expected {axes_of_x} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
@@ -361,7 +386,7 @@ def checked(by_kind):  # type: ignore[no-untyped-def]
     def call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
         raise NotImplementedError
 
-    @overload(call)  # type: ignore[untyped-decorator]
+    @overload(call, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
     def _call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
         said = _misfit(tuple(by_kind), weights, x, h, *(None if isinstance(a, types.NoneType) else a for a in (c, y)))
 
@@ -373,49 +398,27 @@ def checked(by_kind):  # type: ignore[no-untyped-def]
     return call
 
 
-@inner
+@inlined
 def scattered(a):
     """Whether the numbers of a row are no neighbours."""
     return a.shape[-1] > 1 and a.strides[-1] != a.itemsize and a.size > 0
 
 
-@inner
-def check(weights, x, h, segments, of_x, of_h):
-    """Refuse what would be read or written in the wrong place. of_x, of_h: vectors of a panel."""
-    H, I, L = h.shape[-1], x.shape[-1], lanes(h.dtype)
-    if weights.x.shape[1] != I:
-        raise ValueError("x: expected as many numbers in its last axis as the weights have inputs")
-    if weights.h.shape[1] != H:
-        raise ValueError("h: expected as many numbers in its last axis as the weights have units")
+@inlined
+def rows_of(h):
+    return h.shape[0] if h.ndim == 2 else 1
+
+
+@inlined
+def check(x, h):
+    """Refuse what would be read or written in the wrong place."""
     if h.ndim == 2 and x.shape[0] != h.shape[0]:
         raise ValueError("x: expected a batch as large as that of h")
     if scattered(x) or scattered(h):
         raise ValueError("x, h: expected contiguous rows")
-    if weights.x.shape[3] != L:
-        raise ValueError("weights: expected panels of this CPU's vectors")
-    panels = (H + L - 1) // L if segments > 1 else panels_of_four(H, L)
-    if (
-        weights.x.shape != (panels, I, of_x, L)
-        or weights.h.shape != (panels, H, of_h, L)
-        or weights.bias.shape != (segments, bias_stride(H, h.itemsize))
-    ):
-        raise ValueError("weights: expected fields of one cell, as they were packed together")
 
 
-@inner
-def panels_of_four(H, L):
-    return (H + PANEL * L - 1) // (PANEL * L)
-
-
-@inner
-def check_n(weights, h):
-    """Refuse the panels of gate n likewise."""
-    H, L = h.shape[-1], lanes(h.dtype)
-    if weights.n.shape != (panels_of_four(H, L), H, PANEL, L):
-        raise ValueError("weights: expected fields of one cell, as they were packed together")
-
-
-@inner
+@inlined
 def check_c(c, h):
     """Refuse a state that is not as h."""
     if c.shape != h.shape or scattered(c):
@@ -424,7 +427,7 @@ def check_c(c, h):
         raise ValueError("c: expected an array of its own, got h")
 
 
-@inner
+@inlined
 def check_steps(x, h, y):
     """Refuse results that are not as many steps as x has, each as h."""
     if y.shape[0] != x.shape[0] or y.shape[1:] != h.shape:
@@ -432,36 +435,61 @@ def check_steps(x, h, y):
 
 
 @inner
-def rows_of(h):
-    return h.shape[0] if h.ndim == 2 else 1
+def check_weights(of_x, of_h, bias, I, H, like, segments, width_x, width_h):
+    """Refuse weights of other sizes. width_x, width_h: vectors of a panel."""
+    L, inputs, units = lanes(like), of_x[2], of_h[2]
+    if inputs != I:
+        raise ValueError("x: expected as many numbers in its last axis as the weights have inputs")
+    if units != H:
+        raise ValueError("h: expected as many numbers in its last axis as the weights have units")
+    if of_x[4] != L:
+        raise ValueError("weights: expected panels of this CPU's vectors")
+    each = L if segments > 1 else PANEL * L
+    panels = (H + each - 1) // each
+    if (
+        of_x[1:] != (panels, I, width_x, L)
+        or of_h[1:] != (panels, H, width_h, L)
+        or bias[1:] != (segments, bias_stride(H, itemsize(like)))
+    ):
+        raise ValueError("weights: expected fields of one cell, as they were packed together")
+
+
+@inner
+def check_n(n, H, like):
+    """Refuse the panels of gate n likewise."""
+    L = lanes(like)
+    if n[1:] != ((H + PANEL * L - 1) // (PANEL * L), H, PANEL, L):
+        raise ValueError("weights: expected fields of one cell, as they were packed together")
 
 
 def lstm_one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
-    check(weights, x, h, 4, 4, 4)
+    w, like, H = fields(weights), h.dtype, h.shape[-1]
+    check(x, h)
+    check_weights(w[0], w[1], w[2], x.shape[-1], H, like, 4, 4, 4)
     check_c(c, h)
-    lstm_rows(
-        weights, address(x), x.strides[0], address(h), h.strides[0], address(c), c.strides[0],
-        rows_of(h), x.shape[-1], h.shape[-1], h.dtype,
-    )  # fmt: skip
+    lstm_rows(w, address(x), x.strides[0], address(h), h.strides[0], address(c), c.strides[0], rows_of(h), H, like)
 
 
-def one_of(rows, segments, of_x, of_h, check_more=None):  # type: ignore[no-untyped-def]
-    """A step of a cell without c."""
+def gru_one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    w, like, H = fields(weights), h.dtype, h.shape[-1]
+    check(x, h)
+    check_weights(w[0], w[1], w[2], x.shape[-1], H, like, 4, 3, 3)
+    gru_rows(w, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows_of(h), H, like)
 
-    @inner
-    def step(weights, x, h):
-        check(weights, x, h, segments, of_x, of_h)
-        n = rows_of(h)
-        rows(weights, address(x), x.strides[0], address(h), h.strides[0], 0, 0, n, x.shape[-1], h.shape[-1], h.dtype)
 
-    def one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
-        step(weights, x, h)
+def gru_before_one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    w, like, H = fields(weights), h.dtype, h.shape[-1]
+    check(x, h)
+    check_weights(w[0], w[1], w[3], x.shape[-1], H, like, 4, 3, 2)
+    check_n(w[2], H, like)
+    gru_before_rows(w, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows_of(h), H, like)
 
-    def one_and_more(weights, x, h, c, y):  # type: ignore[no-untyped-def]
-        check_more(weights, h)
-        step(weights, x, h)
 
-    return one_and_more if check_more else one
+def rnn_one(weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    w, like, H = fields(weights), h.dtype, h.shape[-1]
+    check(x, h)
+    check_weights(w[0], w[1], w[2], x.shape[-1], H, like, 1, PANEL, PANEL)
+    rnn_rows(w, address(x), x.strides[0], address(h), h.strides[0], 0, 0, rows_of(h), H, like)
 
 
 def over_time(step):  # type: ignore[no-untyped-def]
@@ -476,10 +504,8 @@ def over_time(step):  # type: ignore[no-untyped-def]
     return steps
 
 
-one_lstm, one_rnn = checked({LSTMWeights: lstm_one}), checked({RNNWeights: one_of(rnn_rows, 1, PANEL, PANEL)})
-one_gru = checked(
-    {GRUWeights: one_of(gru_rows, 4, 3, 3), GRUResetBeforeWeights: one_of(gru_before_rows, 4, 3, 2, check_n)}
-)
+one_lstm, one_rnn = checked({LSTMWeights: lstm_one}), checked({RNNWeights: rnn_one})
+one_gru = checked({GRUWeights: gru_one, GRUResetBeforeWeights: gru_before_one})
 all_lstm, all_rnn = checked({LSTMWeights: over_time(one_lstm)}), checked({RNNWeights: over_time(one_rnn)})
 all_gru = checked(dict.fromkeys((GRUWeights, GRUResetBeforeWeights), over_time(one_gru)))
 
