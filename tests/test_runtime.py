@@ -522,7 +522,6 @@ CALLS = {
         "interrupted(lambda tape: core.backward(tape, np.ones((2, 8192, 512), 'f'), None, None),"
         " lambda: layer(2, 8192, 4096, 512, True)[3:])"
     ),
-    "packing": PACKING + "interrupted(lambda: core.pack('lstm', w, w), after=0.02)",
     "a forward pass that packs": (
         PACKING + "x = np.broadcast_to(np.float32(0), (60, 20, 6144))\n"
         "ways = (((w, w, None, None), None, None, False),)\n"
@@ -537,6 +536,20 @@ CALLS = {
 def test_interrupt(call):
     """Ctrl-C in a long call is answered soon, and everything can be used afterwards."""
     python(INTERRUPT + CALLS[call])
+
+
+@pytest.mark.skipif(SANITIZED, reason="calls of this length take minutes with instrumented kernels")
+def test_packing_looks_for_signals():
+    """Again and again: not when all is packed."""
+    code = """
+heard = []
+signal.signal(signal.SIGALRM, lambda *_: heard.append(time.monotonic()))
+signal.setitimer(signal.ITIMER_REAL, 0.005, 0.005)
+core.pack("lstm", w, w)
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(len(heard))
+"""
+    assert int(python(PACKING + code)) > 4
 
 
 @pytest.mark.parametrize(
