@@ -116,22 +116,82 @@ cdef inline void state_out(Layer *l, Py_ssize_t *order, Py_ssize_t B, char *rows
         memcpy(to + order[j] * l.H * size, rows + j * l.stride * size, l.H * size)
 
 
+cdef int open_forward(Frame frame, int i, Packed packed, tuple given, np.ndarray x, np.ndarray y, Plan plan,
+                      bint training) except -1:
+    """One direction of a forward run: arrays of the caller, order of the batch, states, and room for the tape."""
+    cdef Direction *d = &frame.run.direction[i]
+    cdef Layer *l = &d.layer
+    cdef Memory memory
+    cdef char *at
+    _, h0, c0, reverse = given
+    d.layer = packed.layer
+    cdef Py_ssize_t size = l.tiles.itemsize, states = plan.B * l.stride * size
+    d.reverse = reverse
+    d.packed = packed.sources is None
+    d.training = training
+    d.chunk = CHUNK
+    d.T = plan.T
+    d.B = plan.B
+    d.steps = plan.steps
+    d.order = plan.order
+    d.length = plan.length
+    d.active = plan.active
+    d.offset = plan.offset
+    d.x = <char *>np.PyArray_DATA(x)
+    d.x_t = x.strides[0]
+    d.x_b = x.strides[1]
+    d.x_i = x.strides[2] if l.inputs > 1 else size
+    d.y_b = frame.run.directions * l.H * size
+    d.y_t = plan.B * d.y_b
+    d.y = <char *>np.PyArray_DATA(y) + i * l.H * size
+    rows = <object>plan.rows * (l.cell.segments + (l.cell.states == 2)) if training else 0
+    memory = Memory((rows + l.cell.states * plan.B) * l.stride * size)
+    frame.owners.append(memory)
+    at = memory.data
+    d.h0 = at
+    at += states
+    state_in(l, plan.order, plan.B, h0, d.h0)
+    if l.cell.states == 2:
+        d.c0 = at
+        at += states
+        state_in(l, plan.order, plan.B, c0, d.c0)
+    if training:
+        d.gates = at
+        d.c = at + plan.rows * gate_row_bytes(l)
+    return 0
+
+
+cdef int open_weights(Frame frame, int i, Packed packed, tuple weights, Plan plan, int wanted) except -1:
+    """Room for the packed matrices of a direction whose work is divided; late ones take little."""
+    cdef Run *run = &frame.run
+    cdef Direction *d = &run.direction[i]
+    cdef Layer *l = &packed.layer
+    cdef int s
+    cdef bint late = plan.steps == 1 or plan.rows <= max(<Py_ssize_t>CHUNK, min(<Py_ssize_t>LATE_ROWS, l.inputs))
+    if run.groups == run.directions and late:                   # else each group would pack its own
+        put_off(&l.x, l.tiles, wanted)
+        if l.x.late:
+            d.chunk = max(d.chunk, plan.rows)
+    if run.groups == run.directions and plan.steps == 1:
+        for s in range(l.cell.stages):
+            put_off(&l.h[s], l.tiles, wanted)
+    place(packed, weights[2], weights[3])
+    d.layer = l[0]
+    return 0
+
+
 def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     """One layer, one or two directions; see the backend protocol in fusedrnn.backends."""
-    cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), j, s, b
+    cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), size = x.itemsize, j, s, b
     cdef Plan plan = Plan(T, B, lengths)
     cdef Frame frame = Frame()
-    cdef Run *run = &frame.run
     cdef Direction *d
     cdef Layer *l
     cdef Packed packed
-    cdef Memory memory
     cdef list layers = []
     cdef list weights = []
-    cdef bint late
     cdef int i, wanted = THREADS                                # which another thread may set meanwhile
-    cdef char *at
-    run.directions = D
+    frame.run.directions = D
     for w, _, _, _ in directions:
         if isinstance(w, Packed):
             packed = w
@@ -141,69 +201,21 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
             packed = prepare(cell, w[0], w[1], w[2], w[3])
             weights.append((w[0], w[1]))
         layers.append(packed)
-    cdef Py_ssize_t H = (<Packed>layers[0]).layer.H, I = (<Packed>layers[0]).layer.inputs, size = x.itemsize
+    packed = layers[0]
+    cdef Py_ssize_t H = packed.layer.H
     cdef bint one = wanted == 1 or plan.rows == 1
     cdef np.ndarray y = new_array(size, False, T, B, D * H) if one else new_rows(size, T, B, D * H)
     cdef np.ndarray h_n = new_array(size, False, D, B, H)
-    cdef np.ndarray c_n = new_array(size, False, D, B, H) if (<Packed>layers[0]).layer.cell.states == 2 else None
+    cdef np.ndarray c_n = new_array(size, False, D, B, H) if packed.layer.cell.states == 2 else None
     for i in range(D):
-        d = &run.direction[i]
-        packed = layers[i]
-        d.layer = packed.layer
-        l = &d.layer
-        _, h0, c0, reverse = directions[i]
-        d.reverse = reverse
-        d.packed = packed.sources is None
-        d.training = training
-        d.chunk = CHUNK
-        d.T = T
-        d.B = B
-        d.steps = plan.steps
-        d.order = plan.order
-        d.length = plan.length
-        d.active = plan.active
-        d.offset = plan.offset
-        d.x = <char *>np.PyArray_DATA(x)
-        d.x_t = x.strides[0]
-        d.x_b = x.strides[1]
-        d.x_i = x.strides[2] if I > 1 else size
-        d.y = <char *>np.PyArray_DATA(y) + i * H * size
-        d.y_t = B * D * H * size
-        d.y_b = D * H * size
-        rows = <object>plan.rows * (l.cell.segments + (l.cell.states == 2)) if training else 0
-        memory = Memory((rows + l.cell.states * B) * l.stride * size)
-        frame.owners.append(memory)
-        at = memory.data
-        d.h0 = at
-        at += B * l.stride * size
-        state_in(l, plan.order, B, h0, d.h0)
-        if l.cell.states == 2:
-            d.c0 = at
-            at += B * l.stride * size
-            state_in(l, plan.order, B, c0, d.c0)
-        if training:
-            d.gates = at
-            at += plan.rows * l.cell.segments * l.stride * size
-            d.c = at
-    divide(run, wanted)
+        open_forward(frame, i, layers[i], directions[i], x, y, plan, training)
+    divide(&frame.run, wanted)
     for i in range(D):
-        d = &run.direction[i]
-        packed = layers[i]
-        if not d.packed:
-            l = &packed.layer
-            late = plan.steps == 1 or plan.rows <= max(<Py_ssize_t>CHUNK, min(<Py_ssize_t>LATE_ROWS, I))
-            if run.groups == D and late:                        # else each group would pack its own
-                put_off(&l.x, l.tiles, wanted)
-                if l.x.late:
-                    d.chunk = max(d.chunk, plan.rows)
-            if run.groups == D and plan.steps == 1:
-                for s in range(l.cell.stages):
-                    put_off(&l.h[s], l.tiles, wanted)
-            place(packed, directions[i][0][2], directions[i][0][3])
-            d.layer = l[0]
+        if not frame.run.direction[i].packed:
+            open_weights(frame, i, layers[i], directions[i][0], plan, wanted)
     execute(frame)
     for i in range(D):
-        d = &run.direction[i]
+        d = &frame.run.direction[i]
         l = &d.layer
         for j in range(B):
             b = plan.order[j]
@@ -227,103 +239,99 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     return y, h_n, c_n, tape
 
 
+cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.ndarray grad_y, dh_n, dc_n, Plan plan):
+    """One direction of a backward run: its gradients, as the protocol has them, and room for its matrices."""
+    cdef Direction *d = &frame.run.direction[i]
+    cdef Layer *l = &d.layer
+    cdef Py_ssize_t B = plan.B, H = l.H, I = l.inputs, size = l.tiles.itemsize, states = B * l.stride * size
+    cdef Py_ssize_t GH = l.cell.gates * H, of_dx, of_dh = 0, need
+    cdef np.ndarray w_ih = contiguous(weights[0]), w_hh = contiguous(weights[1])
+    cdef bint as_dh, dh_lent, dx_lent
+    cdef Memory memory
+    cdef char *at
+    cdef int s
+    d.dx = backward_matrix(&l.cell.x, w_ih, H, l.tiles.lanes, 1, plan.rows)
+    of_dx = matrix_bytes(&d.dx, l.tiles)
+    for s in range(l.cell.stages):
+        d.dh[s] = backward_matrix(&l.cell.dh[s], w_hh, H, l.tiles.lanes, plan.steps, B)
+        of_dh += matrix_bytes(&d.dh[s], l.tiles)
+    as_dh = of_dx <= of_dh                                      # then it takes that one's place, still in cache
+    dh_lent = lends(GH * H * size, of_dh)
+    dx_lent = not as_dh and lends(GH * I * size, of_dx)
+    d.lent = of_dx > 0 and (dh_lent if as_dh else dx_lent)
+    cdef np.ndarray g_w_ih = new_gradient(size, GH, I, of_dx if dx_lent else 0)
+    cdef np.ndarray g_w_hh = new_gradient(size, GH, H, of_dh if dh_lent else 0)
+    cdef np.ndarray g_b_ih = new_array(size, True, GH), g_b_hh = new_array(size, True, GH)
+    d.grad_w_ih = <char *>np.PyArray_DATA(g_w_ih)
+    d.grad_w_hh = <char *>np.PyArray_DATA(g_w_hh)
+    d.grad_b_ih = <char *>np.PyArray_DATA(g_b_ih)
+    d.grad_b_hh = <char *>np.PyArray_DATA(g_b_hh)
+    need = (l.cell.states + (l.cell.stages == 2)) * states
+    need += max(0 if dh_lent else of_dh, 0 if dx_lent or as_dh else of_dx)
+    for s in range(1 + l.cell.stages):
+        d.right[s] = right_matrix(d, s)
+        need += matrix_bytes(&d.right[s], l.tiles)
+    memory = Memory(need)
+    frame.owners.extend((memory, w_ih, w_hh, g_b_ih, g_b_hh))   # biases: written to even where nobody asks for them
+    at = memory.data
+    d.d_h = at
+    at += states
+    state_in(l, plan.order, B, None if dh_n is None else dh_n[i], d.d_h)
+    if l.cell.states == 2:
+        d.d_c = at
+        at += states
+        state_in(l, plan.order, B, None if dc_n is None else dc_n[i], d.d_c)
+    if l.cell.stages == 2:
+        d.d_q = at
+        at += states
+    for s in range(1 + l.cell.stages):
+        d.right[s].data = at
+        at += matrix_bytes(&d.right[s], l.tiles)
+    d.dh[0].data = d.grad_w_hh if dh_lent else at
+    d.dh[1].data = d.dh[0].data + matrix_bytes(&d.dh[0], l.tiles)
+    d.dx.data = d.dh[0].data if as_dh else d.grad_w_ih if dx_lent else at
+    if grad_y is not None:
+        d.dy = <char *>np.PyArray_DATA(grad_y) + i * H * size
+    d.gx_t = B * I * size
+    d.gx_b = I * size
+    return (
+        g_w_ih, g_w_hh, g_b_ih if packed.has_b_ih else None, g_b_hh if packed.has_b_hh else None,
+        new_array(size, False, B, H), new_array(size, False, B, H) if l.cell.states == 2 else None,
+    )
+
+
 def backward(Tape tape, dy, dh_n, dc_n):
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
     cdef Frame frame = tape.frame
     tape.frame = None                                           # its memory is overwritten and then let go
-    cdef Run *run = &frame.run
     cdef Plan plan = tape.plan
-    cdef np.ndarray x = tape.x
-    cdef Py_ssize_t T = plan.T, B = plan.B, size = x.itemsize, need, of_dh, of_dx
-    cdef int D = run.directions, i, s
-    cdef bint as_dh, dh_lent, dx_lent
+    cdef int D = frame.run.directions, i
     cdef Direction *d
-    cdef Layer *l
-    cdef Packed packed
-    cdef Memory memory
-    cdef char *at
     cdef np.ndarray grad_y = None if dy is None else contiguous(dy)
-    cdef Py_ssize_t I = run.direction[0].layer.inputs, H = run.direction[0].layer.H
-    cdef np.ndarray dx, wi, wh, a, gw_ih, gw_hh
+    cdef np.ndarray a
     cdef list gradients = []
-    run.backward = True
+    frame.run.backward = True
     for i in range(D):
-        d = &run.direction[i]
-        l = &d.layer
-        packed = tape.layers[i]
-        wi = contiguous(tape.weights[i][0])
-        wh = contiguous(tape.weights[i][1])
-        frame.owners.extend((wi, wh))
-        need = (l.cell.states + (l.cell.stages == 2)) * B * l.stride * size
-        d.dx = backward_matrix(&l.cell.x, wi, H, l.tiles.lanes, 1, plan.rows)
-        of_dx = matrix_bytes(&d.dx, l.tiles)
-        of_dh = 0
-        for s in range(l.cell.stages):
-            d.dh[s] = backward_matrix(&l.cell.dh[s], wh, H, l.tiles.lanes, plan.steps, B)
-            of_dh += matrix_bytes(&d.dh[s], l.tiles)
-        as_dh = of_dx <= of_dh                                  # then it takes that one's place, still in cache
-        dh_lent = lends(l.cell.gates * H * H * size, of_dh)
-        dx_lent = not as_dh and lends(l.cell.gates * H * I * size, of_dx)
-        d.lent = of_dx > 0 and (dh_lent if as_dh else dx_lent)
-        gw_ih = new_gradient(size, l.cell.gates * H, I, of_dx if dx_lent else 0)
-        gw_hh = new_gradient(size, l.cell.gates * H, H, of_dh if dh_lent else 0)
-        d.grad_w_ih = <char *>np.PyArray_DATA(gw_ih)
-        d.grad_w_hh = <char *>np.PyArray_DATA(gw_hh)
-        need += max(0 if dh_lent else of_dh, 0 if dx_lent or as_dh else of_dx)
-        for s in range(1 + l.cell.stages):
-            d.right[s] = right_matrix(d, s)
-            need += matrix_bytes(&d.right[s], l.tiles)
-        memory = Memory(need)
-        frame.owners.append(memory)
-        at = memory.data
-        d.d_h = at
-        at += B * l.stride * size
-        state_in(l, plan.order, B, None if dh_n is None else dh_n[i], d.d_h)
-        if l.cell.states == 2:
-            d.d_c = at
-            at += B * l.stride * size
-            state_in(l, plan.order, B, None if dc_n is None else dc_n[i], d.d_c)
-        if l.cell.stages == 2:
-            d.d_q = at
-            at += B * l.stride * size
-        for s in range(1 + l.cell.stages):
-            d.right[s].data = at
-            at += matrix_bytes(&d.right[s], l.tiles)
-        d.dh[0].data = d.grad_w_hh if dh_lent else at
-        d.dh[1].data = d.dh[0].data + matrix_bytes(&d.dh[0], l.tiles)
-        d.dx.data = d.dh[0].data if as_dh else d.grad_w_ih if dx_lent else at
-        if grad_y is not None:
-            d.dy = <char *>np.PyArray_DATA(grad_y) + i * H * size
-        d.gx_t = B * I * size
-        d.gx_b = I * size
-        a = new_array(size, True, l.cell.gates * H)
-        d.grad_b_ih = <char *>np.PyArray_DATA(a)
-        gb_ih = a
-        a = new_array(size, True, l.cell.gates * H)
-        d.grad_b_hh = <char *>np.PyArray_DATA(a)
-        gb_hh = a
-        h0 = new_array(size, False, B, H)
-        c0 = new_array(size, False, B, H) if l.cell.states == 2 else None
-        frame.owners.append((gb_ih, gb_hh))                     # written to even where nobody asks for them
-        gradients.append((gw_ih, gw_hh, gb_ih if packed.has_b_ih else None, gb_hh if packed.has_b_hh else None, h0, c0))
-    dx = new_array(size, False, T, B, I)
+        gradients.append(open_backward(frame, i, tape.layers[i], tape.weights[i], grad_y, dh_n, dc_n, plan))
+    cdef Layer *l = &frame.run.direction[0].layer
+    cdef Py_ssize_t row = l.cell.gates * l.H * l.tiles.itemsize
+    cdef np.ndarray dx = new_array(l.tiles.itemsize, False, plan.T, plan.B, l.inputs)
     for i in range(D):
-        run.direction[i].grad_x = <char *>np.PyArray_DATA(dx)
-    frame.owners.append((grad_y, gradients))
-    divide(run, THREADS)
+        frame.run.direction[i].grad_x = <char *>np.PyArray_DATA(dx)
+    divide(&frame.run, THREADS)
     execute(frame)
     for i in range(D):
-        d = &run.direction[i]
+        d = &frame.run.direction[i]
         if plan.rows == 0:                                      # nobody summed anything
-            memset(d.grad_w_ih, 0, d.layer.cell.gates * H * I * size)
-            memset(d.grad_w_hh, 0, d.layer.cell.gates * H * H * size)
+            memset(d.grad_w_ih, 0, row * l.inputs)
+            memset(d.grad_w_hh, 0, row * l.H)
         a = gradients[i][4]
-        state_out(&d.layer, plan.order, B, d.d_h, <char *>np.PyArray_DATA(a))
-        if d.layer.cell.states == 2:
+        state_out(l, plan.order, plan.B, d.d_h, <char *>np.PyArray_DATA(a))
+        if l.cell.states == 2:
             a = gradients[i][5]
-            state_out(&d.layer, plan.order, B, d.d_c, <char *>np.PyArray_DATA(a))
+            state_out(l, plan.order, plan.B, d.d_c, <char *>np.PyArray_DATA(a))
     frame.owners.clear()
     return dx, tuple(gradients)
 
