@@ -164,6 +164,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("base", type=Path)
     parser.add_argument("new", type=Path)
     options = parser.parse_args(arguments)
+    for path in (options.base, options.new):
+        if not path.is_file():
+            parser.error(f"{path}: expected a file of make bench, found none")
     (before, base), (after, new) = read(options.base), read(options.new)
     unlike = disturbed(base, new)
     fractions = [{n: info["fractions"] for n, info in run.items() if n not in unlike} for run in (base, new)]

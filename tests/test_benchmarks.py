@@ -241,6 +241,12 @@ def test_everything_slower_is_caught():
     assert compare.together(found).percent == pytest.approx(-100 / 6, abs=2)
 
 
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        compare.main([str(tmp_path / "base.json"), str(tmp_path / "new.json")])
+    assert "base.json: expected a file of make bench, found none" in capsys.readouterr().err
+
+
 def test_compare_reads_what_bench_wrote(tmp_path, capsys):
     about = {"cpu": "x", "threads": 2, "isa": "avx2", "compiler": "gcc"}
     rng = np.random.default_rng(0)

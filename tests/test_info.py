@@ -95,3 +95,10 @@ def test_number_of_threads_at_the_start(before):
 def test_number_of_threads_respects_affinity():
     code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
     assert python("-c", code + "import fusedrnn as fr; print(fr.get_num_threads())").stdout == "1\n"
+
+
+@pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--help"), ("junk",)])
+def test_arguments_that_no_command_takes(arguments):
+    result = python("-m", "fusedrnn", *arguments)
+    assert result.returncode == 2
+    assert "usage: python -m fusedrnn" in result.stderr

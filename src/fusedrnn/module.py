@@ -97,7 +97,7 @@ class Module:
         ----------
         state_dict : mapping of str to array_like
             Exactly the keys and shapes of `state_dict`, as arrays or detached PyTorch tensors of a floating dtype that
-            NumPy has.
+            NumPy has; cast to the parameters', where what is beyond its range becomes infinite.
 
         Raises
         ------
