@@ -83,7 +83,7 @@ class _Cell(Module, Generic[State]):
         """
         return cast(tuple[State, Tape], self._run(x, state, training=True))
 
-    def backward(self, tape: Tape, dstate: Any = None) -> LayerGradients:
+    def backward(self, tape: Tape, dstate: Any = None) -> LayerGradients[State]:
         """Backpropagate through one step.
 
         Parameters

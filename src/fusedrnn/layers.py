@@ -22,7 +22,7 @@ from fusedrnn.tape import Tape
 __all__ = ["GRU", "LSTM", "RNN", "LayerGradients"]
 
 
-class LayerGradients(NamedTuple):
+class LayerGradients(NamedTuple, Generic[State]):
     """The gradients of one call of a layer or cell.
 
     Attributes
@@ -36,7 +36,7 @@ class LayerGradients(NamedTuple):
     """
 
     x: Array
-    state: Any
+    state: State
     parameters: dict[str, Array]
 
 
@@ -154,7 +154,7 @@ class _Layer(Module, Generic[State]):
         y = stack.outward(y, unbatched)
         return y, stack.join(h, c, unbatched), Tape(self, y.shape, self.dtype, (runner, kept))
 
-    def backward(self, tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None) -> LayerGradients:
+    def backward(self, tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None) -> LayerGradients[State]:
         """Backpropagate through time and through the layers.
 
         Parameters
