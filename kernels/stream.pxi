@@ -81,7 +81,7 @@ cdef class Stream:
         if type(x_t) is not np.ndarray:
             x_t = readable("x_t", x_t, str(self.dtype))
         x = x_t
-        if not np.PyArray_EquivTypenums(np.PyArray_TYPE(x), number_of(self.itemsize)):
+        if not same_type(x, self.itemsize):
             raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
         if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
             raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
@@ -93,7 +93,7 @@ cdef class Stream:
             if type(out) is not np.ndarray:
                 check_out(out, self.dtype)
             y = out
-            if not np.PyArray_EquivTypenums(np.PyArray_TYPE(y), number_of(self.itemsize)):
+            if not same_type(y, self.itemsize):
                 raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
             if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")

@@ -197,6 +197,8 @@ def test_a_stream_that_finds_no_memory_goes_on_as_it_was(monkeypatch):
         fr.set_num_threads(1)
         assert np.array_equal(stream.step(x[1]), want[1])
         monkeypatch.undo()
+        stream._stepper._divide()
+        assert stream._stepper._data[0]["laid"] == 0  # the next step lays itself out in its new memory
         for t, threads in enumerate((2, 3, 1, 2), start=2):
             fr.set_num_threads(threads)
             assert np.array_equal(stream.step(x[t]), want[t])
