@@ -434,6 +434,7 @@ SHARED = zeros(4, 5)
         ({"c": zeros(5, 4).T}, "c: expected the shape of h, and contiguous rows"),
         ({"h": SHARED, "c": SHARED}, "c: expected an array of its own, got h"),
         ({"x": (1.0, 2.0)}, "x: expected an array, got UniTuple"),
+        ({"c": None}, "c: expected an array, got none"),
     ],
 )
 def test_arrays_that_do_not_fit_a_step(changed, said):
@@ -483,6 +484,9 @@ def test_weights_of_another_cell(step):
         packed._replace(h=packed.h.astype(np.float64)),
         twice._replace(h=twice.h[..., ::2]),
         packed._replace(x=packed.x[0]),
+        packed._replace(x=1),
+        packed._replace(h=1),
+        type(packed)(*range(len(packed))),
     ):
         with pytest.raises(ValueError, match=r"^weights: expected contiguous fields of one dtype"):
             step(weights, *arrays)
@@ -549,6 +553,7 @@ def test_a_last_axis_of_one():
         (zeros(2, 4, 3), zeros(2, 4, 5, dtype=np.int64), "y: expected 3 axes of float32 as h, .* got array.int64"),
         (zeros(2, 4, 3), zeros(2, 4, 5, writeable=False), "y: expected 3 axes of float32 .* got readonly"),
         (zeros(2, 4, 3), zeros(8, 5), "y: expected 3 axes"),
+        (zeros(2, 4, 3), None, "y: expected an array, got none"),
     ],
 )
 def test_arrays_that_do_not_fit_a_sequence(x, y, said):

@@ -354,41 +354,48 @@ rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, 0, False)
 # when it runs, in plain comparisons. (A message with numbers in it costs 70 ns a step.)
 
 
-def _misfit(kinds, weights, x, h, c, y):  # type: ignore[no-untyped-def]
-    """What is wrong with the types of a call's arguments, or nothing; c and y are None where there are none."""
+def _misfit(kinds, given, weights, x, h, c, y):  # type: ignore[no-untyped-def]
+    """What is wrong with the types of a call's arguments, or nothing. given: which of c and y there are."""
     packer = f"{kinds[0].__name__[:-7].lower()}_weights"
     if getattr(weights, "instance_class", None) not in kinds:
         return f"weights: expected what {packer}() packed, got {weights}"
-    arrays = [a for a in weights if isinstance(a, types.Array)]
-    kinds_of = [(a.ndim, a.dtype, a.layout) for a in arrays]
-    numbers = all(isinstance(a, types.Array | types.Integer | types.Boolean) for a in weights)
-    if not numbers or kinds_of != [(n, kinds_of[0][1], "C") for n in [4] * (len(arrays) - 1) + [2]]:
-        return f"weights: expected contiguous fields of one dtype, as {packer}() packed them, got {weights}"
-    for name, a in (("x", x), ("h", h), *((("c", c),) if c else ()), *((("y", y),) if y else ())):
+    panels = weights[0]
+    for name, field in zip(weights.fields, weights, strict=True):
+        if name == "relu":
+            fits = isinstance(field, types.Integer | types.Boolean)
+        else:
+            found = isinstance(field, types.Array) and (field.ndim, field.dtype, field.layout)
+            fits = found and found == (2 if name == "bias" else 4, panels.dtype, "C")
+        if not fits:
+            return f"weights: expected contiguous fields of one dtype, as {packer}() packed them, got {weights}"
+    arrays = {"x": x, "h": h} | ({"c": c} if "c" in given else {}) | ({"y": y} if "y" in given else {})
+    for name, a in arrays.items():
         if not isinstance(a, types.Array):
             return f"{name}: expected an array, got {a}"
     if h.ndim not in (1, 2) or not h.mutable:
         return f"h: expected an array (H,) or (B, H) that can be written to, got {h}"
-    if h.dtype != arrays[0].dtype:
-        return f"h: expected {arrays[0].dtype} as the weights, got {h.dtype}"
-    axes_of_x = h.ndim + (y is not None)
-    if (x.ndim, x.dtype) != (axes_of_x, h.dtype):
-        return f"x: expected {axes_of_x} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
-    for name, a, n in (("c", c, h.ndim), ("y", y, h.ndim + 1)):
-        if a and (a.ndim, a.dtype, a.mutable) != (n, h.dtype, True):
-            return f"{name}: expected {n} axes of {h.dtype} as h, to be written to, got {a}"
+    if h.dtype != panels.dtype:
+        return f"h: expected {panels.dtype} as the weights, got {h.dtype}"
+    steps = "y" in given
+    if (x.ndim, x.dtype) != (h.ndim + steps, h.dtype):
+        return f"x: expected {h.ndim + steps} axes of {h.dtype} as h, got {x.ndim} of {x.dtype}"
+    for name in given:
+        a, axes = arrays[name], h.ndim + (name == "y")
+        if (a.ndim, a.dtype, a.mutable) != (axes, h.dtype, True):
+            return f"{name}: expected {axes} axes of {h.dtype} as h, to be written to, got {a}"
     return ""
 
 
-def checked(by_kind):  # type: ignore[no-untyped-def]
-    """Of a function f(weights, x, h, c, y) for each kind of weights, one that jitted code calls."""
+def checked(given, by_kind):  # type: ignore[no-untyped-def]
+    """Of a function f(weights, x, h, c, y) for each kind of weights, one that jitted code calls; given: "", "c", "y" or
+    "cy", which of these two are arrays."""
 
     def call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
         raise NotImplementedError
 
     @overload(call, jit_options={"forceinline": True})  # type: ignore[untyped-decorator]
     def _call(weights, x, h, c, y):  # type: ignore[no-untyped-def]
-        said = _misfit(tuple(by_kind), weights, x, h, *(None if isinstance(a, types.NoneType) else a for a in (c, y)))
+        said = _misfit(tuple(by_kind), given, weights, x, h, c, y)
 
         def refuse(weights, x, h, c, y):  # type: ignore[no-untyped-def]
             raise ValueError(said)
@@ -504,10 +511,12 @@ def over_time(step):  # type: ignore[no-untyped-def]
     return steps
 
 
-one_lstm, one_rnn = checked({LSTMWeights: lstm_one}), checked({RNNWeights: rnn_one})
-one_gru = checked({GRUWeights: gru_one, GRUResetBeforeWeights: gru_before_one})
-all_lstm, all_rnn = checked({LSTMWeights: over_time(one_lstm)}), checked({RNNWeights: over_time(one_rnn)})
-all_gru = checked(dict.fromkeys((GRUWeights, GRUResetBeforeWeights), over_time(one_gru)))
+one_lstm = checked("c", {LSTMWeights: lstm_one})
+one_gru = checked("", {GRUWeights: gru_one, GRUResetBeforeWeights: gru_before_one})
+one_rnn = checked("", {RNNWeights: rnn_one})
+all_lstm = checked("cy", {LSTMWeights: over_time(one_lstm)})
+all_gru = checked("y", dict.fromkeys((GRUWeights, GRUResetBeforeWeights), over_time(one_gru)))
+all_rnn = checked("y", {RNNWeights: over_time(one_rnn)})
 
 
 @public
