@@ -28,23 +28,21 @@ INLINE void N(gru_forward_rows)(const pointwise_t *p, const int rows, ptrdiff_t 
 }
 TWO_ROWS(gru_forward)
 
-static void N(gru_backward)(const pointwise_t *p) {
+INLINE void N(gru_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t j = 0; j < p->rows; j++)
-        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) n = N(load)(gate), r = N(load)(gate + S), z = N(load)(gate + 2 * S), q = N(load)(gate + 3 * S);
-            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
-            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
-            const N(vec) dp_n = dh * (1 - z) * (1 - n * n);                         /* G6' dn, G5' */
-            N(store)(gate, dp_n);
-            N(store)(gate + S, dp_n * q * (r * (1 - r)));              /* G5' dr, G3' */
-            N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z))); /* G6' dz, G4' */
-            N(store)(gate + 3 * S, dp_n * r);                          /* G5' dq */
-            N(store)((REAL *)p->dh[j] + u, dh * z);                    /* G6' dh_prev; G2' adds to it */
-        }
+    REAL *gate = (REAL *)p->gates[j] + u;
+    const N(vec) n = N(load)(gate), r = N(load)(gate + S), z = N(load)(gate + 2 * S), q = N(load)(gate + 3 * S);
+    const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+    N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+    if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
+    const N(vec) dp_n = dh * (1 - z) * (1 - n * n);                         /* G6' dn, G5' */
+    N(store)(gate, dp_n);
+    N(store)(gate + S, dp_n * q * (r * (1 - r)));              /* G5' dr, G3' */
+    N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z))); /* G6' dz, G4' */
+    N(store)(gate + 3 * S, dp_n * r);                          /* G5' dq */
+    N(store)((REAL *)p->dh[j] + u, dh * z);                    /* G6' dh_prev; G2' adds to it */
 }
+BACKWARD(gru_backward, 4, h_prev)
 
 /* Stage 0, before the product (C5): r, z and q. */
 static void N(gru_before_forward_0)(const pointwise_t *p) {
@@ -74,31 +72,26 @@ static void N(gru_before_forward_1)(const pointwise_t *p) {
 }
 
 /* Stage 0, before the product (C5'): dp_n, dp_z and the direct share of dh_prev. */
-static void N(gru_before_backward_0)(const pointwise_t *p) {
+INLINE void N(gru_before_backward_0_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t j = 0; j < p->rows; j++)
-        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) n = N(load)(gate), z = N(load)(gate + 2 * S);
-            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
-            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
-            N(store)(gate, dh * (1 - z) * (1 - n * n));                             /* C8' dn, C7' */
-            N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z)));              /* C8' dz, C6' */
-            N(store)((REAL *)p->dh[j] + u, dh * z);                                 /* C8' dh_prev */
-        }
+    REAL *gate = (REAL *)p->gates[j] + u;
+    const N(vec) n = N(load)(gate), z = N(load)(gate + 2 * S);
+    const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+    N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+    if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */
+    N(store)(gate, dh * (1 - z) * (1 - n * n));                             /* C8' dn, C7' */
+    N(store)(gate + 2 * S, dh * (h_prev - n) * (z * (1 - z)));              /* C8' dz, C6' */
+    N(store)((REAL *)p->dh[j] + u, dh * z);                                 /* C8' dh_prev */
 }
+BACKWARD(gru_before_backward_0, 4, h_prev)
 
 /* Stage 1, after it: from dq, dp_r and the share of dh_prev that came through q. */
-static void N(gru_before_backward_1)(const pointwise_t *p) {
+INLINE void N(gru_before_backward_1_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t j = 0; j < p->rows; j++)
-        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->dq[j] + u);
-            const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
-            N(store)(gate + S, dq * h_prev * (r * (1 - r))); /* C4' dr, C3' */
-            N(store)((REAL *)p->dh[j] + u,
-                     N(fma)(dq, r, N(load)((REAL *)p->dh[j] + u))); /* C4' dh_prev; C2' adds to it */
-        }
+    REAL *gate = (REAL *)p->gates[j] + u;
+    const N(vec) r = N(load)(gate + S), dq = N(load)((REAL *)p->dq[j] + u);
+    const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j] + u, p->last - u);
+    N(store)(gate + S, dq * h_prev * (r * (1 - r)));                              /* C4' dr, C3' */
+    N(store)((REAL *)p->dh[j] + u, N(fma)(dq, r, N(load)((REAL *)p->dh[j] + u))); /* C4' dh_prev; C2' adds to it */
 }
+BACKWARD(gru_before_backward_1, 4, h_prev)

@@ -24,22 +24,20 @@ static void N(lstm_forward)(const pointwise_t *p) {
         }
 }
 
-static void N(lstm_backward)(const pointwise_t *p) {
+INLINE void N(lstm_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;
-    for (ptrdiff_t j = 0; j < p->rows; j++)
-        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
-            REAL *gate = (REAL *)p->gates[j] + u;
-            const N(vec) i = N(load)(gate), f = N(load)(gate + S), g = N(load)(gate + 2 * S), o = N(load)(gate + 3 * S);
-            const N(vec) c_prev = N(load)((const REAL *)p->c_prev[j] + u);
-            const N(vec) k = N(tanh)(N(load)((const REAL *)p->c[j] + u)); /* L8 */
-            N(vec) dh = N(load)((REAL *)p->dh[j] + u);
-            if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u);     /* T2 */
-            const N(vec) dc = N(fma)(dh * o, 1 - k * k, N(load)((REAL *)p->dc[j] + u)); /* L9' dk, L8' */
-            N(store)(gate, dc * g * (i * (1 - i)));                                     /* L7' di, L3' */
-            N(store)(gate + S, dc * c_prev * (f * (1 - f)));                            /* L7' df, L4' */
-            N(store)(gate + 2 * S, dc * i * (1 - g * g));                               /* L7' dg, L5' */
-            N(store)(gate + 3 * S, dh * k * (o * (1 - o)));                             /* L9' do, L6' */
-            N(store)((REAL *)p->dc[j] + u, dc * f);                                     /* L7' dc_prev */
-            N(store)((REAL *)p->dh[j] + u, N(all)(0));                                  /* L2' adds all of dh_prev */
-        }
+    REAL *gate = (REAL *)p->gates[j] + u;
+    const N(vec) i = N(load)(gate), f = N(load)(gate + S), g = N(load)(gate + 2 * S), o = N(load)(gate + 3 * S);
+    const N(vec) c_prev = N(load)((const REAL *)p->c_prev[j] + u);
+    const N(vec) k = N(tanh)(N(load)((const REAL *)p->c[j] + u)); /* L8 */
+    N(vec) dh = N(load)((REAL *)p->dh[j] + u);
+    if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u);     /* T2 */
+    const N(vec) dc = N(fma)(dh * o, 1 - k * k, N(load)((REAL *)p->dc[j] + u)); /* L9' dk, L8' */
+    N(store)(gate, dc * g * (i * (1 - i)));                                     /* L7' di, L3' */
+    N(store)(gate + S, dc * c_prev * (f * (1 - f)));                            /* L7' df, L4' */
+    N(store)(gate + 2 * S, dc * i * (1 - g * g));                               /* L7' dg, L5' */
+    N(store)(gate + 3 * S, dh * k * (o * (1 - o)));                             /* L9' do, L6' */
+    N(store)((REAL *)p->dc[j] + u, dc * f);                                     /* L7' dc_prev */
+    N(store)((REAL *)p->dh[j] + u, N(all)(0));                                  /* L2' adds all of dh_prev */
 }
+BACKWARD(lstm_backward, 4, c_prev)

@@ -21,16 +21,14 @@ static void N(rnn_relu_forward)(const pointwise_t *p) {
 
 /* R3' with the slope written in h */
 #define RNN_BACKWARD(NAME, DP)                                                                                         \
-    static void N(NAME)(const pointwise_t *p) {                                                                        \
-        for (ptrdiff_t j = 0; j < p->rows; j++)                                                                        \
-            for (ptrdiff_t u = p->first; u < p->last; u += LANES) {                                                    \
-                const N(vec) h = N(load_upto)((REAL *)p->h[j] + u, p->last - u);                                       \
-                N(vec) dh = N(load)((REAL *)p->dh[j] + u);                                                             \
-                if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */                       \
-                N(store)((REAL *)p->gates[j] + u, DP);                                  /* R3' */                      \
-                N(store)((REAL *)p->dh[j] + u, N(all)(0));                              /* R2' adds all of dh_prev */  \
-            }                                                                                                          \
-    }
+    INLINE void N(NAME##_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {                                         \
+        const N(vec) h = N(load_upto)((REAL *)p->h[j] + u, p->last - u);                                               \
+        N(vec) dh = N(load)((REAL *)p->dh[j] + u);                                                                     \
+        if (p->dy) dh += N(load_upto)((const REAL *)p->dy[j] + u, p->last - u); /* T2 */                               \
+        N(store)((REAL *)p->gates[j] + u, DP);                                  /* R3' */                              \
+        N(store)((REAL *)p->dh[j] + u, N(all)(0));                              /* R2' adds all of dh_prev */          \
+    }                                                                                                                  \
+    BACKWARD(NAME, 1, h)
 RNN_BACKWARD(rnn_tanh_backward, dh * (1 - h * h))                           /* A2' */
 RNN_BACKWARD(rnn_relu_backward, (N(vec))((N(bits))dh & ~(N(bits))(h <= 0))) /* A3': a NaN lets its gradient pass */
 

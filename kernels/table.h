@@ -11,6 +11,23 @@
         for (ptrdiff_t u = p->first; j < p->rows && u < p->last; u += LANES) N(NAME##_rows)(p, 1, j, u);               \
     }
 
+/* A pointwise function of the backward pass: NAME_at does units [u, u + L) of row j. What it reads has left the near
+ * caches, and no prefetcher follows from row to row: the gate row, a state and dy are fetched AHEAD rows before. */
+#define AHEAD 4
+#define BACKWARD(NAME, SEGMENTS, STATE)                                                                                \
+    static void N(NAME)(const pointwise_t *p) {                                                                        \
+        for (ptrdiff_t j = 0; j < p->rows; j++)                                                                        \
+            for (ptrdiff_t u = p->first; u < p->last; u += LANES) {                                                    \
+                if (j + AHEAD < p->rows) {                                                                             \
+                    const REAL *gate = (const REAL *)p->gates[j + AHEAD] + u;                                          \
+                    EACH(0, SEGMENTS) __builtin_prefetch(gate + i * p->stride, 1);                                     \
+                    __builtin_prefetch((const REAL *)p->STATE[j + AHEAD] + u);                                         \
+                    if (p->dy) __builtin_prefetch((const REAL *)p->dy[j + AHEAD] + u);                                 \
+                }                                                                                                      \
+                N(NAME##_at)(p, j, u);                                                                                 \
+            }                                                                                                          \
+    }
+
 #define BITS 32
 #include "vec.h"
 #include "activations.h"

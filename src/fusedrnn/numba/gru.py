@@ -5,7 +5,7 @@ excepted. The twin of kernels/gru.h, which says what a gate row holds and how th
 from fusedrnn.numba.activations import sigmoid, tanh
 from fusedrnn.numba.jit import inner
 from fusedrnn.numba.machine import at, get
-from fusedrnn.numba.tile import POINTWISE
+from fusedrnn.numba.tile import POINTWISE, fetch_ahead
 from fusedrnn.numba.vec import fma, lanes, load, load_upto, store, store_upto
 
 __all__ = ["gru_backward", "gru_before_backward", "gru_before_forward", "gru_forward"]
@@ -36,6 +36,7 @@ def gru_backward(p, like):
     for j in range(q.rows):
         gate, dh_row = get(q.gates, j), get(q.dh, j)
         for u in range(first, last, L):
+            fetch_ahead(q, q.h_prev, j, u, 4, like)
             n, r = load(gate, u, like), load(gate, u + S, like)
             z, s = load(gate, u + 2 * S, like), load(gate, u + 3 * S, like)
             h_prev = load_upto(get(q.h_prev, j), u, last - u, like)
@@ -86,6 +87,7 @@ def gru_before_backward_0(p, like):
     for j in range(q.rows):
         gate, dh_row = get(q.gates, j), get(q.dh, j)
         for u in range(first, last, L):
+            fetch_ahead(q, q.h_prev, j, u, 4, like)
             n, z = load(gate, u, like), load(gate, u + 2 * S, like)
             h_prev = load_upto(get(q.h_prev, j), u, last - u, like)
             dh = load(dh_row, u, like)
@@ -104,6 +106,7 @@ def gru_before_backward_1(p, like):
     for j in range(q.rows):
         gate, dh_row, dq_row = get(q.gates, j), get(q.dh, j), get(q.dq, j)
         for u in range(first, last, L):
+            fetch_ahead(q, q.h_prev, j, u, 4, like)
             r, dq = load(gate, u + S, like), load(dq_row, u, like)
             h_prev = load_upto(get(q.h_prev, j), u, last - u, like)
             store(gate, u + S, dq * h_prev * (r * (1 - r)))  # C4' dr, C3'

@@ -6,7 +6,7 @@ row holds.
 from fusedrnn.numba.activations import sigmoid, tanh
 from fusedrnn.numba.jit import inner
 from fusedrnn.numba.machine import at, get
-from fusedrnn.numba.tile import POINTWISE
+from fusedrnn.numba.tile import POINTWISE, fetch_ahead
 from fusedrnn.numba.vec import fma, lanes, load, load_upto, store, store_upto, zeros
 
 __all__ = ["lstm_backward", "lstm_forward"]
@@ -41,6 +41,7 @@ def lstm_backward(p, like):
     for j in range(q.rows):
         gate, dh_row, dc_row = get(q.gates, j), get(q.dh, j), get(q.dc, j)
         for u in range(first, last, L):
+            fetch_ahead(q, q.c_prev, j, u, 4, like)
             i, f = load(gate, u, like), load(gate, u + S, like)
             g, o = load(gate, u + 2 * S, like), load(gate, u + 3 * S, like)
             c_prev = load(get(q.c_prev, j), u, like)

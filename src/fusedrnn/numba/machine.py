@@ -121,12 +121,12 @@ def clear(typing: Any, to: Any, size: Any) -> Any:
 
 @emitted
 def prefetch(typing: Any, address: Any) -> Any:
-    """Ask for the line at an address, to write to it."""
+    """Ask for the line at an address."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         t = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(builder.module, t, "llvm.prefetch.p0")
-        builder.call(function, [builder.inttoptr(values[0], I8.as_pointer()), I32(1), I32(3), I32(1)])
+        builder.call(function, [builder.inttoptr(values[0], I8.as_pointer()), I32(0), I32(3), I32(1)])
         return _void(context)
 
     return types.void(types.int64), codegen

@@ -5,7 +5,7 @@ The twin of kernels/rnn.h, which says what a gate row holds.
 from fusedrnn.numba.activations import tanh
 from fusedrnn.numba.jit import inner
 from fusedrnn.numba.machine import at, get
-from fusedrnn.numba.tile import POINTWISE
+from fusedrnn.numba.tile import POINTWISE, fetch_ahead
 from fusedrnn.numba.vec import lanes, load, load_upto, positive_part, store, store_upto, zeros
 
 __all__ = ["rnn_relu_backward", "rnn_relu_forward", "rnn_tanh_backward", "rnn_tanh_forward"]
@@ -29,6 +29,7 @@ def rnn_backward(p, relu, like):
     for j in range(q.rows):
         gate, dh_row = get(q.gates, j), get(q.dh, j)
         for u in range(first, last, L):
+            fetch_ahead(q, q.h, j, u, 1, like)
             h = load_upto(get(q.h, j), u, last - u, like)
             dh = load(dh_row, u, like)
             if q.dy:

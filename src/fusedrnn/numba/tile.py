@@ -26,6 +26,7 @@ __all__ = [
     "PANEL",
     "POINTWISE",
     "PRODUCT",
+    "fetch_ahead",
     "pack_left",
     "pack_rows",
     "pack_transposed",
@@ -52,6 +53,8 @@ TOGETHER = (0, 0, 4, 2, 2)
 UNROLL = 4
 DEEP = 384
 """Tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near."""
+AHEAD = 4
+"""Rows of a backward pass whose memory is on its way."""
 COPY_BYTES = 8 * 4 * VECTOR_BYTES  # a tile of whole vectors
 POINTER_BYTES = 8 * 8
 
@@ -246,6 +249,22 @@ POINTWISE = record(
     "stage",
 )
 POINTWISE_BYTES = POINTWISE.itemsize
+
+
+@inner
+def fetch_ahead(q, state, j, u, segments, like):
+    """What a pointwise function of the backward pass reads has left the near caches, and no prefetcher follows from row
+    to row: some segments of a gate row, a state and dy are fetched AHEAD rows before."""
+    row = j + AHEAD
+    if row >= q.rows:
+        return
+    at_u = u * itemsize(like)
+    for s in range(segments):
+        prefetch(get(q.gates, row) + at_u + s * q.stride * itemsize(like))
+    prefetch(get(state, row) + at_u)
+    if q.dy:
+        prefetch(get(q.dy, row) + at_u)
+
 
 FETCHED = 5 * 9
 """Where the tiles with prefetch begin in a table [fetch][V][R]; R = 0 is the tile of one row and several panels."""
