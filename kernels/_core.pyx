@@ -36,7 +36,6 @@ cdef enum:
     LEFT_DEPTH = 512        # rows of the tape that a block of dW sums at most, ...
     LEFT_DEPTH_FAR = 1024   # ... where dW is too large to stay near until the next block: half of its traffic; ...
     FAR_BYTES = 8 * 1024 * 1024     # ... so large
-    LEFT_STRIP = 48         # gate units whose left operand is packed at once: 96 KB, 8 tiles reuse every panel
     DX_ROWS = 48            # rows of dx made at once: 8 tiles reuse every panel of W_ih
     SERPENT = 128 * 1024    # bytes of weights between two turning points where few rows stream more than L2 holds
     FEW_ROWS = 8            # below, all panels of a thread go through one product call and one pointwise call

@@ -1,6 +1,6 @@
 # Packed matrices: a layer as the tiles read it.
 
-from tiles cimport LEFT_ROWS, PANEL, pack_t
+from tiles cimport LEFT_ROWS, LEFT_STRIP, PANEL, pack_t
 
 
 cdef struct Matrix:

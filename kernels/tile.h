@@ -24,6 +24,7 @@
 #define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define ROWS_AT_ONCE 8   /* of a matrix that is packed by rows */
+#define LEFT_AHEAD 32    /* rows of the left operand of dW that are on their way */
 #define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
 /* What stays the same over the tiles of one product. */
@@ -335,23 +336,25 @@ static void N(pack_rows)(const pack_t *p) {
     }
 }
 
-/* The left operand of dW in groups of LEFT_ROWS rows side by side, so that a tile reads one short line a k; column sums beside. */
+/* The left operand of dW in groups of LEFT_ROWS rows side by side, so that a tile reads one short line a k; column sums
+ * beside. Eight elements are one vector: six of them stay, the other two are overwritten by those of the next k. Rows
+ * are far apart and far away, where no prefetcher follows. */
 static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
                          void *sum) {
-    const REAL *const from = (const REAL *)src;
-    for (ptrdiff_t m = 0; sum && m < columns; m += LANES) {
-        const ptrdiff_t n = columns - m;
-        N(vec) total = N(load_upto)((REAL *)sum + m, n);
-        for (ptrdiff_t k = 0; k < depth; k++) total += N(load_upto)(from + k * ld + m, n);
-        N(store_upto)((REAL *)sum + m, total, n);
-    }
+    N(vec) total[LEFT_STRIP / LANES];
+    for (ptrdiff_t m = 0; m < columns; m += LANES) total[m / LANES] = N(load_upto)((REAL *)sum + m, columns - m);
     for (ptrdiff_t k = 0; k < depth; k++) {
+        const REAL *const row = (const REAL *)src + k * ld, *const ahead = row + LEFT_AHEAD * ld;
         REAL *to = (REAL *)dst + k * LEFT_ROWS;
-        ptrdiff_t m = 0;
-        for (; m + LEFT_ROWS <= columns; m += LEFT_ROWS, to += step)
-            memcpy(to, from + k * ld + m, LEFT_ROWS * sizeof(REAL));
-        for (ptrdiff_t i = m; i < columns; i++) to[i - m] = from[k * ld + i];
+        ptrdiff_t m;
+        for (m = 0; m < columns; m += 64 / (ptrdiff_t)sizeof(REAL)) __builtin_prefetch(ahead + m);
+        __builtin_prefetch(ahead + columns - 1);
+        for (m = 0; m < columns; m += LANES) total[m / LANES] += N(load_upto)(row + m, columns - m);
+        for (m = 0; m + 8 <= columns; m += LEFT_ROWS, to += step) memcpy(to, row + m, 8 * sizeof(REAL));
+        for (; m + LEFT_ROWS <= columns; m += LEFT_ROWS, to += step) memcpy(to, row + m, LEFT_ROWS * sizeof(REAL));
+        for (; m < columns; m++) *to++ = row[m];
     }
+    for (ptrdiff_t m = 0; m < columns; m += LANES) N(store_upto)((REAL *)sum + m, total[m / LANES], columns - m);
 }
 
 static double N(multiply_adds)(ptrdiff_t repeats) {
@@ -392,6 +395,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef SEGMENTS
 #undef WIDEST_NARROW
 #undef DEEP
+#undef LEFT_AHEAD
 #undef ROWS_AT_ONCE
 #undef NEAR
 #undef TILE

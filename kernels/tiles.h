@@ -18,6 +18,7 @@
 
 enum { PANEL = 4 };            /* vectors in a full linear panel: 6 rows x 4 vectors fill 24 of 32 registers */
 enum { LEFT_ROWS = 6 };        /* rows that pack_left lays side by side: those of a full tile of that panel */
+enum { LEFT_STRIP = 48 };      /* ... of so many at once, and no more: 96 KB, 8 tiles reuse every panel */
 enum { DEPTH = 512 };          /* K block of a product: a panel's block stays in L2 while the rows pass by */
 enum { TOGETHER = 2 * DEPTH }; /* ... or so much where that is several segments: what a tile adds to is read once */
 /* ... of a matrix as it came: all columns of a few rows, which are few pages; of more, where tiles have much to load */
@@ -91,8 +92,8 @@ typedef struct {
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);
-    /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = src[k*ld + m], m < columns, k < depth; sum[m] += src[k*ld + m] in ascending k
-     * (NULL: no sums) */
+    /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = src[k*ld + m], m < columns <= LEFT_STRIP, k < depth; sum[m] +=
+     * src[k*ld + m] in ascending k. A group has room for two elements more. */
     void (*pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
                       void *sum);
     pointwise_fn forward[CELLS][2]; /* [cell][stage], NULL past the cell's last stage */

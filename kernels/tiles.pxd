@@ -3,6 +3,7 @@
 cdef extern from "tiles.h" nogil:
     enum: PANEL
     enum: LEFT_ROWS
+    enum: LEFT_STRIP
     enum: CELLS
     ctypedef enum cell_t:
         RNN_TANH
