@@ -24,7 +24,8 @@
 #define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define ROWS_AT_ONCE 8   /* of a matrix that is packed by rows */
-#define LEFT_AHEAD 32    /* rows of the left operand of dW that are on their way */
+#define ROWS_AHEAD 16    /* of these that are on their way */
+#define LEFT_AHEAD 32    /* ... and of the left operand of dW */
 #define DEEP 384 /* tiles of fewer k are too short for two dozen prefetches, and what they add to is in L1 or near */
 
 /* What stays the same over the tiles of one product. */
@@ -327,7 +328,9 @@ static void N(pack_rows)(const pack_t *p) {
             end = panel + full < p->last ? panel + full : p->last;
             for (ptrdiff_t k = k0; k < k1; k++, to += full * LANES) {
                 const REAL *from = (const REAL *)p->row[k] + v * LANES;
+                const REAL *ahead = k + ROWS_AHEAD < p->depth ? (const REAL *)p->row[k + ROWS_AHEAD] + v * LANES : from;
                 for (ptrdiff_t i = 0; i < end - v; i++) {
+                    __builtin_prefetch(ahead + i * LANES);
                     const ptrdiff_t lanes = p->columns - (v + i) * LANES;
                     N(store)(to + i * LANES, lanes > 0 ? N(load_upto)(from + i * LANES, lanes) : N(all)(0));
                 }
@@ -395,6 +398,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef SEGMENTS
 #undef WIDEST_NARROW
 #undef DEEP
+#undef ROWS_AHEAD
 #undef LEFT_AHEAD
 #undef ROWS_AT_ONCE
 #undef NEAR
