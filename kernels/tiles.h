@@ -93,7 +93,7 @@ typedef struct {
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);
     /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = src[k*ld + m], m < columns <= LEFT_STRIP, k < depth; sum[m] +=
-     * src[k*ld + m] in ascending k. A group has room for two elements more. */
+     * src[k*ld + m] in ascending k. A group but the last has room for two elements more, which may be anything then. */
     void (*pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
                       void *sum);
     pointwise_fn forward[CELLS][2]; /* [cell][stage], NULL past the cell's last stage */

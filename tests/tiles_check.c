@@ -236,13 +236,11 @@ static void check_packing(void) {
         same(p.out, model, total);
     }
     for (int n = 0; n < 2000; n++) {
-        const ptrdiff_t depth = any(1, 70), columns = any(1, 70), extra = any(0, 3), ld = columns + extra;
-        const ptrdiff_t step = LEFT_ROWS * depth + any(0, 20);
-        const int sums = (int)any(0, 1);
-        TRY("pack_left depth=%td columns=%td ld=%td step=%td sums=%d", depth, columns, ld, step, sums);
-        /* the last group ends with its last column's last element */
-        const ptrdiff_t total =
-            (columns - 1) / LEFT_ROWS * step + (depth - 1) * LEFT_ROWS + (columns - 1) % LEFT_ROWS + 1;
+        const ptrdiff_t depth = any(1, 70), columns = any(1, LEFT_STRIP), extra = any(0, 3), ld = columns + extra;
+        const ptrdiff_t end = LEFT_ROWS * depth, step = end + any(2, 20), last = (columns - 1) / LEFT_ROWS;
+        TRY("pack_left depth=%td columns=%td ld=%td step=%td", depth, columns, ld, step);
+        /* the last group ends with its last column's last element, the others with room for two more */
+        const ptrdiff_t total = last * step + end - LEFT_ROWS + (columns - 1) % LEFT_ROWS + 1;
         void *const from = noisy(0, depth * ld - extra), *const to = noisy(1, total), *const model = fenced(2, total);
         void *const sum = noisy(3, columns), *const totals = fenced(4, columns);
         memcpy(model, to, (size_t)(total * tiles->itemsize));
@@ -250,9 +248,11 @@ static void check_packing(void) {
         for (ptrdiff_t k = 0; k < depth; k++)
             for (ptrdiff_t m = 0; m < columns; m++) {
                 put(model, m / LEFT_ROWS * step + k * LEFT_ROWS + m % LEFT_ROWS, get(from, k * ld + m));
-                if (sums) put(totals, m, get(totals, m) + get(from, k * ld + m)); /* in double, rounded: as in float */
+                put(totals, m, get(totals, m) + get(from, k * ld + m)); /* in double, rounded: as in float */
             }
-        tiles->pack_left(to, step, from, ld, depth, columns, sums ? sum : NULL);
+        tiles->pack_left(to, step, from, ld, depth, columns, sum);
+        for (ptrdiff_t g = 0; g < last; g++)
+            for (ptrdiff_t i = 0; i < 2; i++) put(model, g * step + end + i, get(to, g * step + end + i));
         same(to, model, total);
         same(sum, totals, columns);
     }
