@@ -53,8 +53,7 @@ INLINE void N(reduced_expm1)(const int count, const N(vec) *t, N(vec) *p, N(vec)
     EACH(0, count) r[i] = N(fma)(n[i], N(all)(-LN2_LO), r[i]);
     EACH(0, count) power[i] = (N(vec))(((N(bits))shifted[i] << EXPONENT) + ((UINT)BIAS << EXPONENT));
     EACH(0, count) q[i] = N(all)(N(expm1_q)[0]);
-#pragma GCC unroll 10
-    for (int k = 1; k < (int)(sizeof N(expm1_q) / sizeof(REAL)); k++)
+    EACH_OF(k, 1, (int)(sizeof N(expm1_q) / sizeof(REAL)))
         EACH(0, count) q[i] = N(fma)(q[i], r[i], N(all)(N(expm1_q)[k]));
     EACH(0, count) p[i] = N(fma)(r[i] * r[i], q[i], r[i]);
 }

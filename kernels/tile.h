@@ -44,13 +44,10 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
     N(vec) sum[MOST_ROWS][8];
     const REAL *left[MOST_ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
+    EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
-#pragma GCC unroll 4
-        for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++) {
+        EACH_OF(p, 0, P)
+            EACH_OF(v, 0, V) {
                 const ptrdiff_t at = p * g->out_panel + v * g->out_step;
                 sum[r][p * V + v] = g->accumulate ? N(load)(out[r] + out_offset + at)
                                     : g->init     ? N(load)(g->init + out_offset + at)
@@ -60,37 +57,28 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
         ptrdiff_t at = 0;
-#pragma GCC unroll 4
+        UNROLLED_BY(4)
         for (ptrdiff_t k = 0; k < g->depth; k++) {
             if (kind != PLAIN) {
                 __builtin_prefetch(next, 0, 2);
                 next += fetch_step;
             }
             N(vec) weight[8];
-#pragma GCC unroll 4
-            for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-                for (int v = 0; v < V; v++) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
+            EACH_OF(p, 0, P)
+                EACH_OF(v, 0, V) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
+            EACH_OF(r, 0, R) {
                 const N(vec) x = N(all)(left[r][at]);
-#pragma GCC unroll 8
-                for (int v = 0; v < P * V; v++) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+                EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
             }
             w += w_step;
             at += a_step;
         }
         if (--more == 0) break;
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) left[r] += g->a_segment;
+        EACH_OF(r, 0, R) left[r] += g->a_segment;
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int p = 0; p < P; p++)
-#pragma GCC unroll 4
-            for (int v = 0; v < V; v++)
-                N(store)(out[r] + out_offset + p * g->out_panel + v * g->out_step, sum[r][p * V + v]);
+    EACH_OF(r, 0, R)
+        EACH_OF(p, 0, P)
+            EACH_OF(v, 0, V) N(store)(out[r] + out_offset + p * g->out_panel + v * g->out_step, sum[r][p * V + v]);
 }
 
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
@@ -362,14 +350,13 @@ static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t l
 
 static double N(multiply_adds)(ptrdiff_t repeats) {
     N(vec) sum[12];
-    for (int i = 0; i < 12; i++) sum[i] = N(all)((REAL)i);
+    EACH(0, 12) sum[i] = N(all)((REAL)(i + 2)); /* at 1 a chain would stay, which a compiler sees */
     N(vec) a = N(all)((REAL).999), b = N(all)((REAL).001);
-    for (ptrdiff_t k = 0; k < repeats; k++) {
-#pragma GCC unroll 48 /* long enough for the loop's own instructions, and where they happen to lie, not to matter */
-        for (int i = 0; i < 48; i++) sum[i % 12] = N(fma)(sum[i % 12], a, b);
-    }
+    for (ptrdiff_t k = 0; k < repeats;
+         k++) /* long enough for the loop's own instructions, and where they lie, not to matter */
+        EACH(0, 48) sum[i % 12] = N(fma)(sum[i % 12], a, b);
     N(vec) total = N(all)(0);
-    for (int i = 0; i < 12; i++) total += sum[i];
+    EACH(0, 12) total += sum[i];
     volatile REAL keep = total[0];
     (void)keep;
     return 2. * 48 * LANES * (double)repeats;
@@ -379,12 +366,11 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
  * loses track, and L2 gives half of what it can. */
 static void N(read)(const void *from, ptrdiff_t n) {
     N(vec) sum[8];
-    for (int i = 0; i < 8; i++) sum[i] = N(all)(0);
+    EACH(0, 8) sum[i] = N(all)(0);
     for (ptrdiff_t k = 0; k < n; k += 8 * LANES)
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) sum[i] += N(load)((const REAL *)from + k + i * LANES);
+        EACH(0, 8) sum[i] += N(load)((const REAL *)from + k + i * LANES);
     N(vec) total = N(all)(0);
-    for (int i = 0; i < 8; i++) total += sum[i];
+    EACH(0, 8) total += sum[i];
     volatile REAL keep = total[0];
     (void)keep;
 }

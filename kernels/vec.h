@@ -27,8 +27,20 @@
 #define INLINE static inline __attribute__((always_inline))
 #endif
 
+/* Loops over registers have to be gone before a compiler decides what lives in memory, or a tile has a fifth of its speed.
+ * Those of a constant number of turns, 48 at most, are unrolled whole, others by a few: clang has words of its own for the
+ * first, and told to do the second it leaves the loops within as they are. */
 #ifndef EACH
-#define EACH(first, end) _Pragma("GCC unroll 4") for (int i = first; i < end; i++) /* of a few vectors, in registers */
+#define PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wpass-failed" /* of a loop of one turn its words are left to the next one outside */
+#define EACH_OF(i, first, end) PRAGMA(clang loop unroll(full)) for (int i = first; i < (end); i++)
+#define UNROLLED_BY(times)
+#else
+#define EACH_OF(i, first, end) PRAGMA(GCC unroll 48) for (int i = first; i < (end); i++)
+#define UNROLLED_BY(times) PRAGMA(GCC unroll times)
+#endif
+#define EACH(first, end) EACH_OF(i, first, end)
 #endif
 
 typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
@@ -146,20 +158,15 @@ INLINE void N(store_part)(REAL *p, N(vec) x, ptrdiff_t n) {
  * bits; one round rotates these bits by one place, and after half of them row and column have changed places. */
 INLINE void N(transpose)(const REAL *from, ptrdiff_t ld, REAL *to, ptrdiff_t step) {
     N(vec) v[LANES], u[LANES];
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) v[i] = N(load)(from + i * ld);
-#pragma GCC unroll 4
-    for (int round = 1; round < LANES; round *= 2) {
-#pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
+    EACH_OF(i, 0, LANES) v[i] = N(load)(from + i * ld);
+    EACH_OF(round, 0, __builtin_ctz(LANES)) {
+        EACH_OF(i, 0, LANES / 2) {
             u[2 * i] = ALTERNATE(v[i], v[i + LANES / 2], FIRST);
             u[2 * i + 1] = ALTERNATE(v[i], v[i + LANES / 2], SECOND);
         }
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) v[i] = u[i];
+        EACH_OF(i, 0, LANES) v[i] = u[i];
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) N(store)(to + i * step, v[i]);
+    EACH_OF(i, 0, LANES) N(store)(to + i * step, v[i]);
 }
 
 /* Up to `n` elements (n >= 1), all of them when n >= L: the last vector of a row that is not padded. */
