@@ -352,8 +352,8 @@ static double N(multiply_adds)(ptrdiff_t repeats) {
     N(vec) sum[12];
     EACH(0, 12) sum[i] = N(all)((REAL)(i + 2)); /* at 1 a chain would stay, which a compiler sees */
     N(vec) a = N(all)((REAL).999), b = N(all)((REAL).001);
-    for (ptrdiff_t k = 0; k < repeats;
-         k++) /* long enough for the loop's own instructions, and where they lie, not to matter */
+    /* long enough for the loop's own instructions, and where they happen to lie, not to matter */
+    for (ptrdiff_t k = 0; k < repeats; k++)
         EACH(0, 48) sum[i % 12] = N(fma)(sum[i % 12], a, b);
     N(vec) total = N(all)(0);
     EACH(0, 12) total += sum[i];

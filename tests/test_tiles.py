@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -48,3 +50,21 @@ def test_tiles(tmp_path: Path):
     assert ran[-1] == "baseline"
     if importlib.util.find_spec("fusedrnn._core"):
         assert tuple(ran) == importlib.import_module("fusedrnn._core").available_isas()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="what it reads is x86-64's")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_accumulators_live_in_registers(compiler: str, tmp_path: Path):
+    """A tile's loop is as many multiply-adds as it has accumulators, or a multiple of that: a compiler that leaves a
+    loop over them, as clang 14 did, keeps them in memory, at a fifth of the speed and with the right results."""
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler} on the PATH")
+    assembly = tmp_path / "avx512.s"
+    source = ROOT / "kernels" / "isa" / "avx512.c"
+    subprocess.run([compiler, *FLAGS, "-O3", "-S", str(source), "-o", str(assembly)], check=True)
+    functions = re.split(r"^(\w+):", assembly.read_text(), flags=re.MULTILINE)
+    body = dict(zip(functions[1::2], functions[2::2], strict=True))
+    for name in ("tile_6x4_f32", "tile_6x4_segments_f64", "tile_8x3_fetch_f32"):
+        fused = len(re.findall(r"^\s*vfmadd\w+\s", body[name], flags=re.MULTILINE))
+        assert fused, name
+        assert fused % 24 == 0, name
