@@ -62,7 +62,7 @@ def test_accumulators_live_in_registers(compiler: str, tmp_path: Path):
     assembly = tmp_path / "avx512.s"
     source = ROOT / "kernels" / "isa" / "avx512.c"
     subprocess.run([compiler, *FLAGS, "-O3", "-S", str(source), "-o", str(assembly)], check=True)
-    functions = re.split(r"^(\w+):", assembly.read_text(), flags=re.MULTILINE)
+    functions = re.split(r"^_?(\w+):", assembly.read_text(), flags=re.MULTILINE)  # macOS puts an underscore before
     body = dict(zip(functions[1::2], functions[2::2], strict=True))
     for name in ("tile_6x4_f32", "tile_6x4_segments_f64", "tile_8x3_fetch_f32"):
         fused = len(re.findall(r"^\s*vfmadd\w+\s", body[name], flags=re.MULTILINE))
