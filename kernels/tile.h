@@ -9,10 +9,12 @@
  */
 
 #if defined(ISA_AVX512) || defined(ISA_NEON)
+#define REGISTERS 32
 #define WIDEST 4
 #define ROWS_OF_3 8
 #define ROWS_OF_2 8
 #else
+#define REGISTERS 16
 #define WIDEST 2 /* a panel of 4 is worked off as two halves */
 #define ROWS_OF_3 4
 #define ROWS_OF_2 6
@@ -42,17 +44,14 @@ typedef struct {
  * V and the kind are constants wherever this is inlined. */
 INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
-    N(vec) sum[MOST_ROWS][8];
+    N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(P * V, 8)];
     const REAL *left[MOST_ROWS];
     EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
-        EACH_OF(p, 0, P)
-            EACH_OF(v, 0, V) {
-                const ptrdiff_t at = p * g->out_panel + v * g->out_step;
-                sum[r][p * V + v] = g->accumulate ? N(load)(out[r] + out_offset + at)
-                                    : g->init     ? N(load)(g->init + out_offset + at)
-                                                  : N(all)(0);
-            }
+        EACH_OF(v, 0, P * V) {
+            const ptrdiff_t at = out_offset + v / V * g->out_panel + v % V * g->out_step;
+            sum[r][v] = g->accumulate ? N(load)(out[r] + at) : g->init ? N(load)(g->init + at) : N(all)(0);
+        }
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
@@ -64,11 +63,12 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
                 next += fetch_step;
             }
             N(vec) weight[8];
-            EACH_OF(p, 0, P)
-                EACH_OF(v, 0, V) weight[p * V + v] = N(load)(w + p * w_panel + v * LANES);
+            EACH_OF(v, 0, P * V) weight[v] = N(load)(w + v / V * w_panel + v % V * LANES);
             EACH_OF(r, 0, R) {
                 const N(vec) x = N(all)(left[r][at]);
                 EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+                if (R * P * V + P * V + 1 == REGISTERS)
+                    EACH_OF(v, 0, P * V) IN_PLACE(sum[r][v]);
             }
             w += w_step;
             at += a_step;
@@ -77,8 +77,7 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
         EACH_OF(r, 0, R) left[r] += g->a_segment;
     }
     EACH_OF(r, 0, R)
-        EACH_OF(p, 0, P)
-            EACH_OF(v, 0, V) N(store)(out[r] + out_offset + p * g->out_panel + v * g->out_step, sum[r][p * V + v]);
+        EACH_OF(v, 0, P * V) N(store)(out[r] + out_offset + v / V * g->out_panel + v % V * g->out_step, sum[r][v]);
 }
 
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
@@ -98,11 +97,12 @@ typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, cons
 #define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
 #define TILES_TO_8(V) TILES_TO_6(V) TILES(7, V) TILES(8, V)
 TILES_TO_8(1)
-TILES_TO_8(2)
 #if WIDEST == 4
+TILES_TO_8(2)
 TILES_TO_8(3)
 TILES_TO_6(4)
 #else
+TILES_TO_6(2)
 TILES_TO_4(3)
 TILE(1, 1, 4, PLAIN, tile_1x4)
 TILE(1, 1, 4, FETCH, tile_1x4_fetch)
@@ -121,9 +121,9 @@ static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
     {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_8(3, _fetch)}, {TO_6(4, _fetch)}},
     {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
 #else
-    {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
-    {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
-    {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_4(3, _segments)}, {0}},
+    {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
+    {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
+    {{0}, {TO_8(1, _segments)}, {TO_6(2, _segments)}, {TO_4(3, _segments)}, {0}},
 #endif
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
@@ -375,6 +375,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
     (void)keep;
 }
 
+#undef REGISTERS
 #undef WIDEST
 #undef ROWS_OF_3
 #undef ROWS_OF_2

@@ -36,11 +36,20 @@
 #pragma clang diagnostic ignored "-Wpass-failed" /* of a loop of one turn its words are left to the next one outside */
 #define EACH_OF(i, first, end) PRAGMA(clang loop unroll(full)) for (int i = first; i < (end); i++)
 #define UNROLLED_BY(times)
+#define ROOM_FOR(n, most) n /* clang 14 writes the sums of one row to memory in every k where an array has more */
 #else
 #define EACH_OF(i, first, end) PRAGMA(GCC unroll 48) for (int i = first; i < (end); i++)
 #define UNROLLED_BY(times) PRAGMA(GCC unroll times)
+#define ROOM_FOR(n, most) most /* GCC moves sums from register to register where a size is no plain constant */
 #endif
 #define EACH(first, end) EACH_OF(i, first, end)
+/* In a tile that fills all registers clang 18 to 22 move every accumulator from one to another, and one to the stack and
+ * back, in each k: half the speed. They leave them alone where someone might look at them. */
+#if defined(__clang__) && defined(__x86_64__)
+#define IN_PLACE(x) __asm__ volatile("" : "+x"(x))
+#else
+#define IN_PLACE(x)
+#endif
 #endif
 
 typedef REAL N(vec) __attribute__((vector_size(VECTOR_BYTES)));
