@@ -53,6 +53,8 @@ class BuildExtension(build_ext):
 def core() -> Extension:
     """Describe fusedrnn._core as FUSEDRNN_BUILD wants it."""
     build = os.environ.get("FUSEDRNN_BUILD", "release")
+    if os.name != "posix":
+        raise SystemExit("the compiled module needs POSIX threads; FUSEDRNN_NO_EXTENSION=1 leaves it out")
     if build not in BUILDS:
         raise SystemExit(f"FUSEDRNN_BUILD: expected one of {', '.join(BUILDS)}, got {build!r}")
     compile_flags, link_flags = BUILDS[build]

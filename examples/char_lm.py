@@ -254,7 +254,7 @@ def compare(model: CharLM, inputs: Array, targets: Array) -> str:
     seconds, found = timed(10)
     with fr.use_backend("reference"):
         reference_seconds, expected = timed(2)
-    error = max(float(np.abs(found[k] - a).max() / np.abs(a).max()) for k, a in expected.items())
+    error = max(float(np.abs(found[k] - a).max() / (np.abs(a).max() or 1)) for k, a in expected.items())
     return (
         f"Forward and backward of one window: {1e3 * seconds:.1f} ms on {backend}, {1e3 * reference_seconds:.1f} ms on "
         f"the reference: {reference_seconds / seconds:.1f} times faster. "
@@ -314,6 +314,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--steps: expected at least 1, got {options.steps}")
     if not options.seconds > 0:
         parser.error(f"--seconds: expected more than 0, got {options.seconds}")
+    least_of = {"hidden": 1, "layers": 1, "embed": 0, "batch": 1, "length": 1, "count": 1, "temperature": 0}
+    for name, least in least_of.items():
+        if not getattr(options, name) >= least:
+            parser.error(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    if options.text and not options.text.is_file():
+        parser.error(f"--text: expected a file, got {options.text}")
     return options
 
 

@@ -6,6 +6,8 @@
 #include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
+#endif
+#if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
 #endif
 

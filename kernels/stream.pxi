@@ -1,6 +1,6 @@
 # Streams: single steps of a stack of layers, everything laid out beforehand.
 
-from fusedrnn.checks import out as check_out, readable, stream_busy
+from fusedrnn.checks import out as check_out, readable, stream_busy, stream_halfway
 
 
 @cython.final
@@ -101,7 +101,7 @@ cdef class Stream:
                 raise ValueError("out: expected a writable array, got a read-only one")
         self.must_be_idle()
         if self.halfway:
-            raise RuntimeError("stream: its last step was interrupted; set its state or reset() it")
+            raise stream_halfway()
         self.busy = True
         try:
             self.advance(<char *>np.PyArray_DATA(x))
@@ -148,12 +148,13 @@ cdef class Stream:
         cdef OpenLayer layer
         cdef Direction *d
         self.must_be_idle()
-        self.halfway = False
+        self.halfway = True                                     # until all is in: memory may run short
         for i, layer in enumerate(self.layers):
             d = &layer.run.direction[0]
             state_in(&d.layer, self.plan.order, self.B, h[i], d.h0)
             if d.layer.cell.states == 2:
                 state_in(&d.layer, self.plan.order, self.B, c[i], d.c0)
+        self.halfway = False
 
     def reset(self):
         """Go on from zeros."""
@@ -166,6 +167,12 @@ cdef class Stream:
             state_in(&d.layer, self.plan.order, self.B, None, d.h0)
             if d.layer.cell.states == 2:
                 state_in(&d.layer, self.plan.order, self.B, None, d.c0)
+
+    def forked(self):
+        """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
+        if self.busy:
+            self.halfway = True
+            self.busy = False
 
 
 def stream(tuple layers, Py_ssize_t batch_size):

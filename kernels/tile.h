@@ -1,10 +1,11 @@
 /* THE TILE: R rows x V vectors of accumulators in registers, K outermost, one broadcast a row and one fused
  * multiply-add an accumulator each step. Everything that is a matrix product here runs through it: x W_ih, h W_hh,
- * and in the backward pass dh, dx and dW. Refuses to pack and to split K: every element is one chain over ascending k,
- * so its bits do not depend on R, V, the rows beside it, the team or the vector width.
+ * and in the backward pass dh, dx and dW. Around it: the product made of tiles, packing, two probes. Refuses to break a
+ * chain: every element is one over ascending k, which a block of k takes up where the last one left it, so its bits do
+ * not depend on R, V, the rows beside it, the team or the vector width.
  *
  * Accumulators, and why (two FMA ports of latency 4 want at least 8 chains; loads cost R + V for R*V multiply-adds):
- *   32 registers (AVX-512, NEON)   6x4 = 24   8x3 = 24   8x2 = 16   8x1 = 8      one row: 2 panels of 4, or 4 of 3 or less
+ *   32 registers (AVX-512, NEON)   6x4 = 24   8x3 = 24   8x2 = 16   8x1 = 8      one row: 2 panels of 4 or 3, 4 of 2
  *   16 registers (AVX2, baseline)  6x2 = 12   4x3 = 12   8x1 = 8                 one row: as above, weights from memory
  */
 

@@ -172,8 +172,10 @@ def test_bench_is_printed(capsys):
     printed = capsys.readouterr()
     assert "of the limit" in printed.out
     assert "no time left for inference lstm B64" in printed.err
-    with pytest.raises(SystemExit):
-        quick.main(["--peers=nobody"])
+    for option in ("--peers=nobody", "--threads=0", "--threads=1000", "--seconds=-1", "--seconds=nan"):
+        with pytest.raises(SystemExit):
+            quick.main([option])
+        assert f"{option.partition('=')[0]}: expected" in capsys.readouterr().err
 
 
 def test_bare_loops_run(capsys):

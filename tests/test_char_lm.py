@@ -179,8 +179,25 @@ def test_a_text_too_short_is_refused_before_training(char_lm: ModuleType, tmp_pa
         char_lm.main(["--text", str(text), "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("option", ["--seconds", "--steps"])
-def test_no_time_to_train_is_refused(char_lm: ModuleType, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *((f"--{name}", "0") for name in ("seconds", "steps", "hidden", "layers", "batch", "length", "count")),
+        ("--embed", "-1"),
+        ("--temperature", "-0.1"),
+        ("--temperature", "nan"),
+        ("--text", "no such file"),
+    ],
+)
+def test_options_out_of_range(char_lm: ModuleType, option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        char_lm.parse([option, "0"])
+        char_lm.parse([option, value])
     assert f"{option}: expected" in capsys.readouterr().err
+
+
+def test_a_gradient_of_zeros_agrees(char_lm: ModuleType) -> None:
+    """That of W_hh, in the first window of one character: there is no state yet."""
+    model = char_lm.CharLM(char_lm.Alphabet("ab"), "gru", 4, 1, 0, seed=0)
+    window = np.array([[0, 1]])
+    with np.errstate(all="raise"):
+        assert "agree to" in char_lm.compare(model, window, window)

@@ -235,6 +235,8 @@ BAD_OPTIONS = [
     ("dtype", None, TypeError, "dtype: expected float32 or float64, got None"),
     ("dtype", "single-ish", TypeError, "dtype: expected float32 or float64, got 'single-ish'"),
     ("dtype", complex, TypeError, "dtype: expected float32 or float64, got complex128"),
+    ("dtype", "(2,3", TypeError, "dtype: expected float32 or float64, got '(2,3'"),
+    ("dtype", ("f4", -1), TypeError, "dtype: expected float32 or float64, got ('f4', -1)"),
     ("rng", "seed", TypeError, "rng: expected a numpy.random.Generator, a seed or None, got 'seed'"),
     ("rng", -1, ValueError, "rng: expected a numpy.random.Generator, a seed or None, got -1"),
     ("rng", 0.5, TypeError, "rng: expected a numpy.random.Generator, a seed or None, got 0.5"),

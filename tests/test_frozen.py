@@ -6,7 +6,12 @@ Errors are in test_checks.py.
 import concurrent.futures
 import copy
 import inspect
+import os
 import pickle
+import signal
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -275,3 +280,79 @@ def test_a_stream_says_what_it_is():
             setattr(stream, name, 1)
     with pytest.raises(TypeError, match=r"^a stream cannot be pickled: pickle the layer and the stream's state$"):
         pickle.dumps(stream)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+def test_a_fork_while_another_thread_is_in_a_step(cell, backend):
+    """The child has no such thread: the stream's last step counts as interrupted there, and a new state mends it."""
+    # The reference's products are NumPy's: OpenBLAS stands still for ever where a fork meets a large one.
+    batch, width, hidden = (1, 2, 3) if backend == "reference" else (8, 64, 512)
+    layer = getattr(fr, cell)(width, hidden, 2, rng=0, backend=backend)
+    stream, x = layer.freeze().stream(batch_size=batch), np.ones((batch, width), np.float32)
+    stream.step(x)
+    state = copy.deepcopy(stream.state)
+    expected = stream.step(x).copy()
+    stop, fates = threading.Event(), set()
+
+    def steps():
+        while not stop.is_set():
+            stream.step(x)
+
+    def child():
+        fate = 0
+        try:
+            stream.step(x)
+        except RuntimeError as error:
+            fate = 7 if "interrupted" in str(error) else 1
+        stream.state = state
+        return fate if np.allclose(stream.step(x), expected, rtol=1e-5, atol=1e-6) else 2
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    try:
+        for _ in range(100):
+            time.sleep(0.003)
+            if (pid := os.fork()) == 0:
+                signal.alarm(30)
+                try:
+                    os._exit(child())
+                finally:
+                    os._exit(3)
+            fates.add(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            if 7 in fates:
+                break
+    finally:
+        stop.set()
+        thread.join()
+    assert fates in ({7}, {0, 7})
+    stream.state = state
+    assert_same(stream.step(x), expected)
+
+
+def test_the_reference_knows_of_a_step_that_was_interrupted(monkeypatch):
+    module = sys.modules[type(fr.GRU(I, H, backend="reference").freeze().stream()._stepper).__module__]
+    stream, x = fr.GRU(I, H, 2, rng=0, backend="reference").freeze().stream(batch_size=B), sequence(1)[0]
+    first = stream.step(x)
+    stream.reset()
+    step_forward, calls = module.step_forward, []
+
+    def interrupted(*arguments):
+        calls.append(0)
+        with pytest.raises(RuntimeError, match="a step is under way"):
+            stream.reset()
+        with pytest.raises(RuntimeError, match="a step is under way"):
+            stream.state  # noqa: B018
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step_forward(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "step_forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.step(x)
+    with pytest.raises(RuntimeError, match="its last step was interrupted"):
+        stream.step(x)
+    stream.reset()
+    assert_same(stream.step(x), first)

@@ -286,7 +286,9 @@ def test_rng_makes_the_parameters():
     one, same, other = (fr.LSTM(I, H, rng=seed) for seed in (0, np.random.default_rng(0), 1))
     assert_same(tuple(one.parameters.values()), tuple(same.parameters.values()))
     assert (one.parameters["bias_ih_l0"] != other.parameters["bias_ih_l0"]).all()
+    held = dict(one.parameters)  # as an optimiser has them
     one.reset_parameters()
+    assert all(one.parameters[name] is array for name, array in held.items())
     assert (one.parameters["bias_ih_l0"] != same.parameters["bias_ih_l0"]).all()
 
 

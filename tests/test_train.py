@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,6 +157,9 @@ def test_what_the_mask_hides_is_not_read() -> None:
     loss, gradient = train.mean_squared_error(prediction, np.array([3.0, 0.0]), mask)
     assert loss == 4
     assert gradient.tolist() == [-4, 0]
+    loss, gradient = train.binary_cross_entropy(np.array([0, np.nan]), np.array([1.0, 7.0]), mask)
+    assert loss == pytest.approx(math.log(2))
+    assert gradient.tolist() == [-0.5, 0]
 
 
 def test_losses_over_nothing() -> None:
@@ -164,6 +170,7 @@ def test_losses_over_nothing() -> None:
         lambda: train.softmax_cross_entropy(nothing, np.zeros(0, int)),
         lambda: train.softmax_cross_entropy(np.zeros((2, C)), [0, 0], False),
         lambda: train.mean_squared_error(nothing, nothing),
+        lambda: train.binary_cross_entropy(nothing, nothing),
     ):
         with pytest.raises(ValueError, match="reduction: expected at least one element for a mean, got none"):
             mean()
@@ -182,6 +189,39 @@ def test_mean_squared_error_gradient(rng: np.random.Generator, masked: bool, red
     assert_gradient(gradient, loss, prediction)
     expected = np.square(prediction - target)[np.broadcast_to(True if mask is None else mask, target.shape)]
     assert loss() == pytest.approx(getattr(expected, reduction)())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_binary_cross_entropy_gradient(rng: np.random.Generator, masked: bool, reduction: str) -> None:
+    logits, targets = 3 * rng.standard_normal((T, B, O)), rng.random((T, B, O))
+    mask = (np.arange(T)[:, None] < [1, 3])[..., None] if masked else None
+
+    def loss() -> float:
+        return train.binary_cross_entropy(logits, targets, mask, reduction=reduction)[0]
+
+    _, gradient = train.binary_cross_entropy(logits, targets, mask, reduction=reduction)
+    assert_gradient(gradient, loss, logits)
+    p = 1 / (1 + np.exp(-logits))
+    expected = -targets * np.log(p) - (1 - targets) * np.log(1 - p)
+    expected = expected[np.broadcast_to(True if mask is None else mask, targets.shape)]
+    assert loss() == pytest.approx(getattr(expected, reduction)())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_binary_cross_entropy_at_the_ends_of_the_range(dtype: type) -> None:
+    logits, targets = np.array([6e4, 6e4, -6e4, -6e4, 0], dtype), np.array([0, 1, 0, 1, 0.5], dtype)
+    loss, gradient = train.binary_cross_entropy(logits, targets, reduction="sum")
+    assert loss == pytest.approx(2 * float(logits[0]) + math.log(2), rel=float(np.finfo(dtype).eps))
+    np.testing.assert_array_equal(gradient, np.array([1, 0, 0, -1, 0], dtype), strict=True)
+    assert np.isnan(train.binary_cross_entropy(np.array([np.nan], dtype), np.array([1], dtype))[0])
+
+
+def test_binary_cross_entropy_is_that_of_torch(rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    logits, targets = 5 * rng.standard_normal((T, O)), rng.integers(0, 2, (T, O)).astype(float)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(torch.tensor(logits), torch.tensor(targets))
+    assert train.binary_cross_entropy(logits, targets)[0] == pytest.approx(float(expected), rel=1e-14)
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(np.float16, 4e4), (np.float32, 2e30)])
@@ -406,6 +446,75 @@ def test_optimizers_make_the_steps_of_torch(make, options, name, torch_options, 
         theirs.step()
     for key, a in arrays.items():
         np.testing.assert_allclose(a, tensors[key].detach().numpy(), rtol=1e-12)
+
+
+def test_state_dicts_of_linear_and_embedding() -> None:
+    for layer in (train.Linear(I, O, rng=1), train.Linear(I, O, bias=False, rng=1), train.Embedding(C, I, rng=1)):
+        held, state = dict(layer.parameters), layer.state_dict()
+        other = {name: np.arange(a.size, dtype=np.float64).reshape(a.shape) for name, a in state.items()}
+        layer.load_state_dict(other)
+        for name, a in layer.parameters.items():
+            assert a is held[name]
+            np.testing.assert_array_equal(a, other[name].astype(np.float32), strict=True)
+            assert (state[name] != other[name]).any()
+
+
+def test_linear_and_embedding_load_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    for ours, theirs in (
+        (train.Linear(I, O), torch.nn.Linear(I, O, dtype=torch.float64)),
+        (train.Embedding(C, I), torch.nn.Embedding(C, I)),
+    ):
+        ours.load_state_dict(theirs.state_dict())
+        for name, a in theirs.state_dict().items():
+            np.testing.assert_array_equal(ours.parameters[name], a.float().numpy(), strict=True)
+
+
+@pytest.mark.parametrize("number", [np.uint8, np.float16, Decimal, Fraction, float])
+def test_numbers_of_any_kind(number: Any) -> None:
+    gradients = {"a": np.array([-3, -0.5, 0.5], np.float32)}
+    train.clip_value(gradients, number(1))
+    assert gradients["a"].tolist() == [-1, -0.5, 0.5]
+    gradients = {"a": np.array([3e5, 4e5], np.float32)}
+    train.clip_global_norm(gradients, number(1))
+    np.testing.assert_allclose(gradients["a"], [0.6, 0.8], rtol=1e-6)
+    for make, names in (
+        (train.SGD, ("momentum",)),
+        (train.RMSprop, ("decay",)),
+        (train.Adam, ("beta1", "beta2", "weight_decay")),
+    ):
+        results = []
+        for kind in (number, float):
+            parameters = {"a": np.ones(3)}
+            optimizer = make(parameters, 0.1, **dict.fromkeys(names, kind(0)))
+            optimizer.step({"a": np.arange(3.0)})
+            assert all(type(getattr(optimizer, name)) is float for name in names)
+            results.append(parameters["a"])
+        np.testing.assert_array_equal(*results)
+
+
+def test_a_limit_beyond_the_range_of_a_gradient() -> None:
+    gradients = {"a": np.array([-6e4, 1, np.inf], np.float16)}
+    train.clip_value(gradients, 1e30)
+    np.testing.assert_array_equal(gradients["a"], np.array([-6e4, 1, 65504], np.float16), strict=True)
+
+
+def test_momentum_may_come_later() -> None:
+    parameters = {"a": np.ones(1)}
+    optimizer = train.SGD(parameters, 0.5)
+    optimizer.momentum = 0.5
+    for _ in range(2):
+        optimizer.step({"a": np.ones(1)})
+    assert parameters["a"].tolist() == [1 - 0.5 - 0.5 * 1.5]
+
+
+@pytest.mark.parametrize("key", ["a\0b", "\ud800", "x" * 60_001])
+def test_keys_that_no_file_can_hold(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "a.npz"
+    train.save_arrays(path, {"x" * 60_000: np.ones(1)})
+    with pytest.raises(ValueError, match="arrays: expected keys of up to 60,000 bytes of UTF-8 without NUL, got "):
+        train.save_arrays(path, {"a": np.ones(1), key: np.ones(1)})
+    assert list(train.load_arrays(path)) == ["x" * 60_000]
 
 
 OPTIMIZERS = pytest.mark.parametrize("make", [train.SGD, train.RMSprop, train.Adam])
@@ -685,6 +794,25 @@ BAD_INPUT = [
         lambda: train.softmax_cross_entropy(logits32, [0, 1], unit="dits"),
         ValueError,
         "unit: expected 'nats' or 'bits', got 'dits'",
+    ),
+    (lambda: train.binary_cross_entropy([1], [1.0]), TypeError, "logits: expected floating numbers, got int64"),
+    (lambda: train.binary_cross_entropy([1.0], [1]), TypeError, "targets: expected float64, got int64"),
+    (lambda: train.binary_cross_entropy([1.0], [[1.0]]), ValueError, r"targets: expected shape \(1,\), got \(1, 1\)"),
+    (
+        lambda: train.binary_cross_entropy([1.0] * 3, [1.5, np.nan, 0]),
+        ValueError,
+        "targets: expected values from 0 to 1, got 2 others",
+    ),
+    (lambda: linear.load_state_dict([]), TypeError, "state_dict: expected a mapping, got list"),
+    (
+        lambda: linear.load_state_dict({"head.weight": np.ones((O, I))}),
+        ValueError,
+        "state_dict: expected the keys weight, bias; missing: weight, bias; unexpected: head.weight",
+    ),
+    (
+        lambda: linear.load_state_dict({"weight": np.ones((I, O)), "bias": np.ones(O)}),
+        ValueError,
+        rf"weight: expected shape \({O}, {I}\), got \({I}, {O}\)",
     ),
     (lambda: train.mean_squared_error([1], [1.0]), TypeError, "prediction: expected floating numbers, got int64"),
     (lambda: train.mean_squared_error([1.0], [1]), TypeError, "target: expected float64, got int64"),

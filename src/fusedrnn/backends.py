@@ -91,6 +91,9 @@ class Stepper(Protocol):
     def reset(self) -> None:
         """Set the state to zero."""
 
+    def forked(self) -> None:
+        """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
+
 
 @dataclass(frozen=True, slots=True)
 class Backend:
@@ -205,7 +208,7 @@ def missing(name: str) -> str | None:
 
 def _numba_is_there() -> bool:
     try:
-        return importlib.util.find_spec("numba") is not None
+        return os.name == "posix" and importlib.util.find_spec("numba") is not None
     except ValueError:  # sys.modules says that it is not
         return False
 

@@ -266,7 +266,7 @@ def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
     """The dtype of a layer, in native byte order."""
     try:
         found = None if value is None else np.dtype(value)  # np.dtype(None) is float64
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # NumPy evaluates some strings
         found = None
     if found is None or (native := _native(found)) not in dtypes:
         raise TypeError(f"dtype: expected float32 or float64, got {repr(value) if found is None else found}")
@@ -328,6 +328,11 @@ def out(value: Any, dtype: np.dtype[Any]) -> None:
     """`out` is an array to write to, and no masked one: its mask would stay."""
     if not isinstance(value, ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"out: expected an ndarray of {dtype}, got {type(value).__name__}")
+
+
+def stream_halfway() -> RuntimeError:
+    """Some layers of a stream are a step ahead of the others."""
+    return RuntimeError("stream: its last step was interrupted; set its state or reset() it")
 
 
 def stream_busy() -> RuntimeError:

@@ -5,7 +5,9 @@ A frozen layer is immutable and may be shared between threads. A stream keeps a 
 
 from __future__ import annotations
 
+import os
 from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar, cast
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from fusedrnn.stack import Layers, Stack
 __all__ = ["Frozen", "Stream"]
 
 Pair: TypeAlias = tuple[Array, Array]
-State = TypeVar("State", Array, Pair)
+State = TypeVar("State", bound=Array | Pair)
 """h, or for an LSTM (h, c)."""
 
 
@@ -54,6 +56,18 @@ class _Sized:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of every array."""
         return self._stack.dtype
+
+
+_streams: WeakSet[Stream[Any]] = WeakSet()
+
+
+def _forked() -> None:
+    for stream in _streams:
+        stream._stepper.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Frozen(_Sized, Generic[State]):
@@ -245,6 +259,7 @@ class Stream(_Sized, Generic[State]):
             list(self.__slots__)[1:], (frozen, frozen._stack, stepper, batch_size, stepper.step), strict=True
         ):
             object.__setattr__(self, attribute, value)
+        _streams.add(self)
 
     @property
     def state(self) -> State:
@@ -259,7 +274,7 @@ class Stream(_Sized, Generic[State]):
         return cast(State, h if c is None else (h, c))
 
     @state.setter
-    def state(self, value: Any) -> None:  # numpydoc ignore=GL08
+    def state(self, value: npt.ArrayLike | tuple[npt.ArrayLike, npt.ArrayLike] | None) -> None:  # numpydoc ignore=GL08
         h, c = self._stack.split("state", ("h", "c"), value, self.batch_size, unbatched=False)
         shape = (self._stack.num_layers, self.batch_size, self._stack.hidden_size)
         h, c = (np.zeros(shape, self._stack.dtype) if part is None else part for part in (h, c))

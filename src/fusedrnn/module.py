@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+import numpy as np
 import numpy.typing as npt
 
 from fusedrnn import backends, checks
@@ -60,7 +61,7 @@ class Module:
                 self._shapes |= {f"bias_ih{ending}": (rows,), f"bias_hh{ending}": (rows,)}
         for name, shape in self._shapes.items():
             checks.addressable(name, shape, self.dtype)
-        self.parameters: dict[str, Array] = {}
+        self.parameters: dict[str, Array] = {name: np.empty(shape, self.dtype) for name, shape in self._shapes.items()}
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -72,11 +73,11 @@ class Module:
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-k, k), k = 1 / sqrt(H), as PyTorch does.
 
-        The arrays are new ones; what was bound to the old ones no longer sees the parameters.
+        The arrays stay the same ones: an optimiser that has them sees the new values.
         """
         k = 1 / math.sqrt(self.hidden_size)
-        for name, shape in self._shapes.items():
-            self.parameters[name] = self.rng.uniform(-k, k, shape).astype(self.dtype)
+        for target in self._writable().values():
+            target[...] = self.rng.uniform(-k, k, target.shape)
 
     def state_dict(self) -> dict[str, Array]:
         """Copy the parameters.

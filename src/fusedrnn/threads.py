@@ -14,7 +14,7 @@ __all__ = ["MOST", "available_cpus", "get_num_threads", "set_num_threads"]
 MOST: Final = 256
 """The largest team."""
 
-# Checked before the compiled module reads it; the number is kept here only where there is no such module.
+# Checked here, at import; the compiled module reads it again when it is loaded, and then keeps the number.
 _number: int | None = None
 if _wanted := os.environ.get("FUSEDRNN_NUM_THREADS"):
     _number = checks.size_text("FUSEDRNN_NUM_THREADS", _wanted, most=MOST)

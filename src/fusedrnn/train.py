@@ -62,6 +62,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "assign",
+    "binary_cross_entropy",
     "clip_global_norm",
     "clip_value",
     "join",
@@ -85,6 +86,41 @@ Unit: TypeAlias = Literal["nats", "bits"]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+class _Layer:
+    """What `Linear` and `Embedding` share with the layers of cells."""
+
+    parameters: Arrays
+
+    def state_dict(self) -> Arrays:
+        """Copy the parameters.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Of the names that PyTorch's layer of this kind has.
+        """
+        return {name: p.copy() for name, p in self.parameters.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
+        """Copy parameters in: all of them, or in case of an error none.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array_like
+            Exactly the keys and shapes of `state_dict`, as arrays or detached PyTorch tensors of a floating dtype that
+            NumPy has; cast to the parameters'.
+
+        Raises
+        ------
+        TypeError
+            If it is no mapping, or a value is no floating-point array.
+        ValueError
+            If a key is missing or unexpected, or a shape is wrong.
+        """
+        given = checks.keys("state_dict", state_dict, self.parameters)
+        assign(self.parameters, {n: checks.loaded(n, given[n], p.shape, p.dtype) for n, p in self.parameters.items()})
+
+
 class LinearGradients(NamedTuple):
     """What `Linear.backward` returns: `x` (..., I) and `parameters`, a dict with the layer's keys."""
 
@@ -92,7 +128,7 @@ class LinearGradients(NamedTuple):
     parameters: Arrays
 
 
-class Linear:
+class Linear(_Layer):
     """Affine map of the last axis: ``y = x W^T + b``.
 
     Parameters
@@ -126,7 +162,7 @@ class Linear:
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         checks.addressable("input_size, output_size", (output_size, input_size), _wide(dtype))  # drawn in float64
         bound = 1 / math.sqrt(input_size)
-        self.parameters: Arrays = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
+        self.parameters = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
         if checks.flag("bias", bias):
             self.parameters["bias"] = rng.uniform(-bound, bound, output_size).astype(dtype)
 
@@ -206,7 +242,7 @@ class EmbeddingGradients(NamedTuple):
     parameters: Arrays
 
 
-class Embedding:
+class Embedding(_Layer):
     """A learnt vector for each of C symbols: ``y = W[indices]``.
 
     Parameters
@@ -235,7 +271,7 @@ class Embedding:
         count, size = checks.size("count", count), checks.size("size", size)
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         checks.addressable("count, size", (count, size), _wide(dtype))  # drawn in float64
-        self.parameters: Arrays = {"weight": rng.standard_normal((count, size)).astype(dtype)}
+        self.parameters = {"weight": rng.standard_normal((count, size)).astype(dtype)}
 
     def __repr__(self) -> str:
         """As it would be called, options at their default left out."""
@@ -430,6 +466,53 @@ def softmax_cross_entropy(
     return float(loss) * scale, dlogits
 
 
+def binary_cross_entropy(
+    logits: ArrayLike, targets: ArrayLike, mask: ArrayLike | None = None, *, reduction: Reduction = "mean"
+) -> tuple[float, Array]:
+    """Return the cross-entropy ``-t log sigmoid(z) - (1 - t) log(1 - sigmoid(z))`` of logits z, and its gradient.
+
+    The loss is computed as ``max(z, 0) - t z + log(1 + exp(-|z|))``, which neither overflows nor takes the logarithm of
+    0; the gradient is ``sigmoid(z) - t`` (Goodfellow, Bengio, Courville: Deep Learning, 2016, section 6.2.2.2).
+
+    Parameters
+    ----------
+    logits, targets : ndarray (...)
+        Floating, of one shape and dtype; targets are the probabilities of "yes", in 0..1.
+    mask : ndarray of bool, optional
+        Broadcast against `logits`. Where it is False, nothing is read and the gradient is 0. For a ragged batch
+        (T, B, O): ``(np.arange(T)[:, None] < lengths)[..., None]``.
+    reduction : {"mean", "sum"}
+        Over the elements that count.
+
+    Returns
+    -------
+    loss : float
+        In nats.
+    dlogits : ndarray (...)
+        New, of the dtype of `logits`.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not agree, a target that counts is not in 0..1, the mean is over nothing, or `reduction` is
+        unknown.
+    TypeError
+        If `logits` is not floating, `targets` of another dtype, or `mask` not of bool.
+    """
+    logits = _floating("logits", logits)
+    targets = checks.array("targets", targets, logits.shape, logits.dtype)
+    counted = _mask(mask, logits.shape)
+    z, t = logits[counted], targets[counted]
+    if wrong := t[~((t >= 0) & (t <= 1))].size:
+        raise ValueError(f"targets: expected values from 0 to 1, got {wrong} others")
+    scale = _scale(reduction, z.size)
+    small = np.exp(-np.abs(z))
+    loss = np.maximum(z, 0) - t * z + np.log1p(small)
+    dlogits = np.zeros_like(logits)
+    dlogits[counted] = scale * (np.where(z >= 0, 1, small) / (1 + small) - t)
+    return float(loss.sum(dtype=_wide(loss))) * scale, dlogits
+
+
 def mean_squared_error(
     prediction: ArrayLike, target: ArrayLike, mask: ArrayLike | None = None, *, reduction: Reduction = "mean"
 ) -> tuple[float, Array]:
@@ -501,7 +584,7 @@ def clip_global_norm(gradients: Mapping[str, Array], limit: float) -> float:
     FloatingPointError
         If the norm is NaN or infinite, or too large for a float. Nothing is changed then.
     """
-    _positive("limit", limit)
+    limit = _positive("limit", limit)
     _writable("gradients", gradients)
     distinct = dict({id(g): (name, g) for name, g in gradients.items()}.values())
     norms = {name: _norm(g) for name, g in distinct.items()}
@@ -545,10 +628,11 @@ def clip_value(gradients: Mapping[str, Array], limit: float) -> None:
     TypeError
         If a gradient is not a floating ndarray. Nothing is changed then.
     """
-    _positive("limit", limit)
+    limit = _positive("limit", limit)
     _writable("gradients", gradients)
     for g in gradients.values():
-        np.clip(g, -limit, limit, out=g)
+        most = min(limit, np.finfo(g.dtype).max)
+        np.clip(g, -most, most, out=g)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -562,9 +646,8 @@ class Optimizer:
     Parameters
     ----------
     parameters : dict of str to ndarray
-        Writable floating arrays, kept by reference. Where a layer's ``reset_parameters()`` or
-        ``layer.parameters[name] = array`` puts another array in the place of one, the optimiser goes on changing the
-        old one: make it after the last replacement.
+        Writable floating arrays, kept by reference. Where ``layer.parameters[name] = array`` puts another array in the
+        place of one, the optimiser goes on changing the old one: assign to ``layer.parameters[name][...]``.
     learning_rate : float
         At least 0.
 
@@ -690,14 +773,13 @@ class SGD(Optimizer):
 
     def __init__(self, parameters: Mapping[str, Array], learning_rate: float, momentum: float = 0.0) -> None:
         super().__init__(parameters, learning_rate)
-        _fraction("momentum", momentum)
-        self.momentum = momentum
+        self.momentum = _fraction("momentum", momentum)
         if momentum:
             self._moments = join(v=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         if self.momentum:
-            v = self._moments[f"v.{name}"]
+            v = self._moments.setdefault(f"v.{name}", np.zeros_like(p))
             v *= self.momentum
             v += g
             g = v
@@ -729,9 +811,7 @@ class RMSprop(Optimizer):
         epsilon: float = 1e-8,
     ) -> None:
         super().__init__(parameters, learning_rate)
-        _fraction("decay", decay)
-        _positive("epsilon", epsilon)
-        self.decay, self.epsilon = decay, epsilon
+        self.decay, self.epsilon = _fraction("decay", decay), _positive("epsilon", epsilon)
         self._moments = join(s=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
@@ -775,11 +855,8 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(parameters, learning_rate)
-        _fraction("beta1", beta1)
-        _fraction("beta2", beta2)
-        _positive("epsilon", epsilon)
-        checks.number("weight_decay", weight_decay, 0)
-        self.beta1, self.beta2, self.epsilon, self.weight_decay = beta1, beta2, epsilon, weight_decay
+        self.beta1, self.beta2 = _fraction("beta1", beta1), _fraction("beta2", beta2)
+        self.epsilon, self.weight_decay = _positive("epsilon", epsilon), checks.number("weight_decay", weight_decay, 0)
         self._moments = join(m=self._zeros(), v=self._zeros())
 
     def _update(self, name: str, p: Array, g: Array) -> None:
@@ -846,7 +923,8 @@ def assign(parameters: Mapping[str, Array], arrays: Mapping[str, ArrayLike]) -> 
 def save_arrays(path: str | PathLike[str], arrays: Mapping[str, ArrayLike]) -> None:
     """Write a dict of arrays to a .npz file, which `load_arrays` and ``numpy.load`` read.
 
-    Unlike ``numpy.savez`` it takes every key (also "file"), writes to exactly `path`, and refuses to pickle.
+    Unlike ``numpy.savez`` it takes every key that a file can hold (also "file"), writes to exactly `path`, and refuses
+    to pickle.
 
     Parameters
     ----------
@@ -858,7 +936,8 @@ def save_arrays(path: str | PathLike[str], arrays: Mapping[str, ArrayLike]) -> N
     Raises
     ------
     ValueError
-        If an array holds Python objects.
+        If an array holds Python objects, or a key a NUL character, a surrogate, or more than 60,000 bytes. No file is
+        written then.
     TypeError
         If `path` is none, `arrays` is no mapping, a key is no str, or a value is no array or a masked one.
     OSError
@@ -870,6 +949,9 @@ def save_arrays(path: str | PathLike[str], arrays: Mapping[str, ArrayLike]) -> N
         for name, a in _named("arrays", arrays).items()
     }
     for name, a in converted.items():
+        held = name.encode(errors="replace")
+        if "\0" in name or len(held) > 60_000 or held.decode() != name:
+            raise ValueError(f"arrays: expected keys of up to 60,000 bytes of UTF-8 without NUL, got {name[:80]!r}")
         if a.dtype.hasobject:
             raise ValueError(f"arrays[{name!r}]: expected numbers, got Python objects")
     with zipfile.ZipFile(path, "w") as archive:
@@ -1021,11 +1103,15 @@ def _like(name: str, arrays: Mapping[str, ArrayLike], parameters: Mapping[str, A
     return {key: checks.array(f"{name}[{key!r}]", given[key], p.shape, p.dtype) for key, p in parameters.items()}
 
 
-def _positive(name: str, value: float) -> None:
-    if checks.number(name, value) <= 0:
+def _positive(name: str, value: float) -> float:
+    found = checks.number(name, value)
+    if found <= 0:
         raise ValueError(f"{name}: expected a number greater than 0, got {value}")
+    return found
 
 
-def _fraction(name: str, value: float) -> None:
-    if checks.number(name, value, 0, 1) == 1:
+def _fraction(name: str, value: float) -> float:
+    found = checks.number(name, value, 0, 1)
+    if found == 1:
         raise ValueError(f"{name}: expected a number less than 1, got {value}")
+    return found

@@ -10,7 +10,7 @@ import time
 from fusedrnn import backends
 from fusedrnn.bench import contenders, machine, race, text
 from fusedrnn.bench.work import Work
-from fusedrnn.threads import get_num_threads
+from fusedrnn.threads import MOST, get_num_threads
 
 JOBS = (
     (Work("lstm", 1, 1, 32, 32), "stream"),
@@ -39,6 +39,13 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--peers", default=",".join(contenders.FAST), help="NAME,... of " + ", ".join(contenders.PEERS))
     options = parser.parse_args(arguments)
+    peers = [name for name in options.peers.split(",") if name]
+    if unknown := set(peers) - set(contenders.PEERS):
+        parser.error(f"--peers: expected {', '.join(contenders.PEERS)}, got {', '.join(sorted(unknown))}")
+    if not 1 <= options.threads <= MOST:
+        parser.error(f"--threads: expected 1 to {MOST}, got {options.threads}")
+    if not options.seconds > 0:
+        parser.error(f"--seconds: expected more than 0, got {options.seconds}")
     end = time.monotonic() + options.seconds
     for name, value in machine.describe().items():
         if name in ("cpu", "fusedrnn", "backend", "isa", "compiler"):
@@ -49,9 +56,6 @@ def main(arguments: list[str]) -> None:
         reading = ", ".join(f"{level} {text.number(rate / 1e9)}" for level, rate in limits.bandwidth.items())
         print(f"{'limits':9} {text.number(limits.flops / 1e9)} GFLOP/s float32; reading {reading} GB/s;")
         print(f"{'':9} a barrier {text.duration(limits.barrier)}, a link of a chain {text.duration(limits.latency)}")
-    peers = [name for name in options.peers.split(",") if name]
-    if unknown := set(peers) - set(contenders.PEERS):
-        parser.error(f"--peers: expected {', '.join(contenders.PEERS)}, got {', '.join(sorted(unknown))}")
     ours = [f"fusedrnn.{name}" for name in backends.available() if name != "reference"] or ["fusedrnn.reference"]
     notes: list[str] = []
     started = race.start([*ours, *peers], options.threads, notes.append)
@@ -78,6 +82,7 @@ def main(arguments: list[str]) -> None:
         shape = [str(n) for n in (job.B, job.T, job.I, job.H)]
         rows.append([f"{job.cell} {result.mode}", *shape, *cells, ratio, percent, text.bar(fraction), result.limit])
     print(f"\n{text.table(rows)}\n")
+    print(f"Medians of {ROUNDS} rounds; ratios and fractions, those of {titles[0]}, are taken within a round.")
     ratios = [result.ratio(best) for result in results if (best := result.best())]
     if ratios:
         print(f"The best peer takes {statistics.geometric_mean(ratios):.2f} times as long, {min(ratios):.2f} at least.")

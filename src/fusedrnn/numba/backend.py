@@ -361,7 +361,7 @@ class Stream:
         if status == sequence.BUSY:
             raise checks.stream_busy()
         if status == sequence.HALFWAY:
-            raise RuntimeError("stream: its last step was interrupted; set its state or reset() it")
+            raise checks.stream_halfway()
         if status == sequence.DIVIDED_FOR_OTHERS:
             self._divide()
         x = checks.readable("x_t", x_t, str(self._dtype))
@@ -404,6 +404,12 @@ class Stream:
     def c(self) -> Array | None:
         """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
         return self._states()[1]
+
+    def forked(self) -> None:
+        """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
+        self._dividing = threading.Lock()
+        if self._data[0]["busy"]:
+            self._data[0]["halfway"], self._data[0]["laid"], self._data[0]["busy"] = 1, 0, 0
 
     def set_state(self, h: Array, c: Array | None) -> None:
         """Go on from h (num_layers, B, H), and c for LSTM."""

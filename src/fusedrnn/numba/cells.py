@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 ROWS = 6
+SCRATCH = 128 * 1024  # bytes of them that may lie on the stack, of which some threads have 512 KB
 ROW_BYTES = ROWS * 8
 
 
@@ -264,13 +265,14 @@ def step_of(pointwise, widths, segments, h_segment, apart, two_states, bias=2): 
         size, L = itemsize(like), lanes(like)
         of_bias, _, stride = w[bias]
         gate_bytes = segments * stride * size
-        gates = scratch(min(rows, ROWS) * (gate_bytes + stride * size))
-        cells = gates + min(rows, ROWS) * gate_bytes
+        most = max(1, min(ROWS, SCRATCH // (gate_bytes + stride * size)))
+        gates = scratch(min(rows, most) * (gate_bytes + stride * size))
+        cells = gates + min(rows, most) * gate_bytes
         a_x, a_h, out, a_c = stack(ROW_BYTES), stack(ROW_BYTES), stack(ROW_BYTES), stack(ROW_BYTES)
         p, q = stack(PRODUCT_BYTES), stack(POINTWISE_BYTES)
         before = flush_denormals()
-        for row0 in range(0, rows, ROWS):
-            n = min(rows - row0, ROWS)
+        for row0 in range(0, rows, most):
+            n = min(rows - row0, most)
             for i in range(n):
                 gate = gates + i * gate_bytes
                 put(a_x, i, x + (row0 + i) * x_step)

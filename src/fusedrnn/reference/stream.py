@@ -4,6 +4,8 @@
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,29 +22,49 @@ class Stepper:
         self._layers = layers
         cell, (w_ih, w_hh, _, _) = layers[0]
         self._input_shape = (batch_size, w_ih.shape[1])
-        self._step = threading.Lock()
+        self._lock = threading.Lock()
+        self._halfway = False
         # (layers, S, B, H)
         self._state = np.zeros((len(layers), cell.states, batch_size, w_hh.shape[1]), w_ih.dtype)
 
     @property
     def h(self) -> Array:
         """The present hidden state, a new array (layers, B, H)."""
-        return self._state[:, 0].copy()
+        with self._alone():
+            return self._state[:, 0].copy()
 
     @property
     def c(self) -> Array | None:
         """The present cell state, a new array (layers, B, H); None unless the cell has one."""
-        return self._state[:, 1].copy() if self._state.shape[1] == 2 else None
+        with self._alone():
+            return self._state[:, 1].copy() if self._state.shape[1] == 2 else None
 
     def set_state(self, h: Array, c: Array | None = None) -> None:
         """Take over copies of h, and of c where the cell has one, both (layers, B, H)."""
-        self._state[:, 0] = h
-        if c is not None:
-            self._state[:, 1] = c
+        with self._alone():
+            self._state[:, 0] = h
+            if c is not None:
+                self._state[:, 1] = c
+            self._halfway = False
 
     def reset(self) -> None:
         """Set every state to zero."""
-        self._state[...] = 0
+        with self._alone():
+            self._state[...] = 0
+            self._halfway = False
+
+    def forked(self) -> None:
+        """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise checks.stream_busy()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     @np.errstate(all="ignore")  # as the compiled kernels: NaN in, NaN out, no warning
     def step(self, x_t: Array, out: Array | None = None) -> Array:
@@ -54,12 +76,12 @@ class Stepper:
             _check("out", out, self._state.shape[2:], self._state.dtype)
             if not out.flags.writeable:
                 raise ValueError("out: expected a writable array, got a read-only one")
-        if not self._step.acquire(blocking=False):
-            raise checks.stream_busy()
-        try:
+        with self._alone():
+            if self._halfway:
+                raise checks.stream_halfway()
+            self._halfway = True
             h = self._advance(x_t)
-        finally:
-            self._step.release()
+            self._halfway = False
         if out is None:
             return h
         out[...] = h
