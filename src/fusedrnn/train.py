@@ -631,7 +631,7 @@ def clip_value(gradients: Mapping[str, Array], limit: float) -> None:
     limit = _positive("limit", limit)
     _writable("gradients", gradients)
     for g in gradients.values():
-        most = min(limit, np.finfo(g.dtype).max)
+        most = min(limit, float(np.finfo(g.dtype).max))
         np.clip(g, -most, most, out=g)
 
 
