@@ -1,5 +1,6 @@
 /* exp, sigmoid and tanh of a vector; sigmoid and tanh within 2 ulp over all finite inputs in float32, of which
- * tests/test_activations.py tries all 2^32, and within 3 in float64. They run under flush-to-zero: a result below the smallest normal number is zero. NaN in, NaN out.
+ * tests/test_activations.py tries all 2^32, and within 3 in float64. They run under flush-to-zero: a result below the
+ * smallest normal number is zero. NaN in, NaN out.
  *
  * e^t = 2^n e^r, n = round(t / ln 2), |r| <= ln(2)/2 (Cody and Waite 1980, ch. 6), and expm1(r) = r + r^2 q(r) with q a
  * Chebyshev fit of degree 5 (float32) or 10 (float64) whose error is below 2^-29 and 2^-59: no rounding comes from it.

@@ -42,6 +42,7 @@ class Stepper:
     def set_state(self, h: Array, c: Array | None = None) -> None:
         """Take over copies of h, and of c where the cell has one, both (layers, B, H)."""
         with self._alone():
+            self._halfway = True
             self._state[:, 0] = h
             if c is not None:
                 self._state[:, 1] = c
@@ -50,6 +51,7 @@ class Stepper:
     def reset(self) -> None:
         """Set every state to zero."""
         with self._alone():
+            self._halfway = True
             self._state[...] = 0
             self._halfway = False
 
