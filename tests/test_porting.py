@@ -296,6 +296,32 @@ def test_keras_pads_on_the_left_unless_told(keras_page):
     assert pad([[1], [2, 3]], padding="post").tolist() == [[1, 0], [2, 3]]
 
 
+@old_array
+def test_keras_padded_on_the_left(keras_page):
+    """As the page says: the padding is moved behind, then the states are Keras's."""
+    x, lengths = normal(B, T, I), np.maximum(LENGTHS, 1)
+    mask = np.arange(T) >= T - lengths[:, None]
+    theirs = draw(keras_page["keras"].layers.GRU(H))
+    moved = np.stack([np.roll(a, n - len(a), axis=0) for a, n in zip(x, lengths, strict=True)])
+    layer = fr.GRU(I, H, batch_first=True)
+    layer.load_state_dict(dict(zip(layer.parameters, keras_page["keras_parameters"](theirs), strict=True)))
+    close(layer(moved, lengths=lengths)[1][-1], theirs(x, mask=mask))
+
+
+@old_array
+def test_keras_layers_that_cannot_be_ported(keras_page):
+    layers = keras_page["keras"].layers
+    for theirs in (
+        layers.LSTM(H, recurrent_activation="hard_sigmoid"),
+        layers.GRU(H, activation="relu"),
+        layers.SimpleRNN(H, activation="sigmoid"),
+        layers.RNN(layers.GRUCell(H)),
+    ):
+        draw(theirs)
+        with pytest.raises(ValueError, match="cannot be ported"):
+            keras_page["keras_parameters"](theirs)
+
+
 # Here ----------------------------------------------------------------------------------------------------------------
 
 

@@ -26,12 +26,12 @@ SOURCES = (
     ROOT / "kernels" / "cpu.c",
     *sorted((ROOT / "kernels" / "isa").glob("*.c")),
 )
-# -O1: a few seconds less than what setup.py sets; `make tiles` runs what it sets.
 # The largest tile of each width, and one row's panels side by side: so many accumulators
 TILES = {
     "avx512": {"6x4": 24, "8x3": 24, "8x2": 16, "8x1": 8, "1x4_two": 8, "1x3_two": 6, "1x2_four": 8},
     "avx2": {"4x3": 12, "6x2": 12, "8x1": 8, "1x4_two": 8, "1x3_two": 6, "1x2_four": 8},
 }
+# -O1: a few seconds less than what setup.py sets; `make tiles` runs what it sets.
 FLAGS = ("-O1", "-std=gnu11", "-ffp-contract=off", "-I", str(ROOT / "kernels"))
 
 
@@ -85,6 +85,8 @@ def test_accumulators_live_in_registers(compiler: str, isa: str, tmp_path: Path)
         if name not in body:  # two panels of one row are of one kind
             continue
         code = re.sub(r"\s*#.*", "", body[name].partition(".cfi_endproc")[0])
-        assert len(re.findall(r"\bvfmadd", code)) % TILES[isa][tile] == 0, name
+        fused = len(re.findall(r"\bvfmadd", code))
+        assert fused, name
+        assert fused % TILES[isa][tile] == 0, name
         assert not re.findall(r"\bv(?:mov[au]p[sd]|fmadd\w+)\s.*\(%rsp.*", code), name
     assert {f"tile_{tile}_f32" for tile in TILES[isa]} <= body.keys()
