@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: auto_pickle=False
+# cython: auto_pickle=False, freethreading_compatible=True
 # distutils: language=c
 """The compiled backend: forward, backward and streams around THE TIME LOOP, one for every cell and both passes. The
 loop, the packing, the partition of work over the team and the parameter gradients are in files of their own, included

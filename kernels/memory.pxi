@@ -13,16 +13,41 @@ cdef struct Spare:
     char *data
     Py_ssize_t size
 
-cdef Spare[SPARES + 1] SPARE    # touched with the GIL held; the oldest first
+cdef Spare[SPARES + 1] SPARE    # the oldest first
 cdef int KEPT = 0
+cdef object STORE = object()    # who holds it may touch these; with a GIL everybody does
 
 
 cdef Spare take_out(int i) noexcept:
+    """The STORE is held."""
     global KEPT
     cdef Spare taken = SPARE[i]
     KEPT -= 1
     memmove(&SPARE[i], &SPARE[i + 1], (KEPT - i) * sizeof(Spare))
     return taken
+
+
+cdef Spare take_fitting(Py_ssize_t least, Py_ssize_t most) noexcept:
+    """The latest block of such a size, which is the likeliest to be in cache; no data where there is none."""
+    cdef Spare found
+    cdef int i
+    found.data = NULL
+    with cython.critical_section(STORE):
+        for i in range(KEPT - 1, -1, -1):
+            if least <= SPARE[i].size <= most:
+                found = take_out(i)
+                break
+    return found
+
+
+cdef bint free_oldest() noexcept:
+    """Whether there was one."""
+    cdef char *data = NULL
+    with cython.critical_section(STORE):
+        if KEPT:
+            data = take_out(0).data
+    free(data)
+    return data != NULL
 
 
 cdef void keep(char *data, Py_ssize_t size, bint soon) noexcept:
@@ -32,19 +57,20 @@ cdef void keep(char *data, Py_ssize_t size, bint soon) noexcept:
     cdef int i, least = 0
     if size >= OFFER_LEAST and not soon:
         cpu_spare_pages(data, size // LARGE_PAGE * LARGE_PAGE)
-    SPARE[KEPT].data = data
-    SPARE[KEPT].size = size
-    KEPT += 1
-    for i in range(KEPT):
-        bytes += SPARE[i].size
-        if SPARE[i].size < SPARE[least].size:
-            least = i
-    if KEPT > SPARES:
-        bytes -= SPARE[least].size
-        free(take_out(least).data)
-    while bytes > SPARE_MOST:
-        bytes -= SPARE[0].size
-        free(take_out(0).data)
+    with cython.critical_section(STORE):
+        SPARE[KEPT].data = data
+        SPARE[KEPT].size = size
+        KEPT += 1
+        for i in range(KEPT):
+            bytes += SPARE[i].size
+            if SPARE[i].size < SPARE[least].size:
+                least = i
+        if KEPT > SPARES:
+            bytes -= SPARE[least].size
+            free(take_out(least).data)
+        while bytes > SPARE_MOST:
+            bytes -= SPARE[0].size
+            free(take_out(0).data)
 
 
 cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:
@@ -69,24 +95,20 @@ cdef class Memory:
     cdef bint soon              # it will be taken again before long, and is not for the system in between
 
     def __cinit__(self, size, bint held=False):
-        cdef int i
         cdef Spare found
         if size > 2**62:
             raise MemoryError(f"a work area of {size} bytes is more than this machine can address")
         self.size = max(64, size) if held else class_of(max(64, size))
-        for i in range(KEPT - 1, -1, -1):                       # the latest is the likeliest to be in cache
-            if self.size <= SPARE[i].size <= (self.size + self.size // 4 if held else 2 * self.size):
-                found = take_out(i)
-                self.data = found.data
-                self.size = found.size
-                return
+        found = take_fitting(self.size, self.size + self.size // 4 if held else 2 * self.size)
+        if found.data != NULL:
+            self.data = found.data
+            self.size = found.size
+            return
         cdef bint large = self.size >= 2 * LARGE_PAGE
         while posix_memalign(<void **>&self.data, LARGE_PAGE if large else 64, self.size):
             self.data = NULL
-            if KEPT:
-                free(take_out(0).data)                          # they may be all that is missing
-                continue
-            raise MemoryError(f"no memory for a work area of {size} bytes")
+            if not free_oldest():                               # they may be all that is missing
+                raise MemoryError(f"no memory for a work area of {size} bytes")
         if large:
             cpu_large_pages(self.data, self.size // LARGE_PAGE * LARGE_PAGE)
 

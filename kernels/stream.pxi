@@ -13,7 +13,7 @@ cdef class Stream:
     cdef double work
     cdef int asked          # set_num_threads when the steps were laid out; 0: they were not
     cdef int itemsize
-    cdef bint busy          # a thread is in advance()
+    cdef bint busy          # between begin() and end(): the state is one thread's alone
     cdef bint halfway       # the last one was interrupted: some layers are a step ahead of the others
 
     def __init__(self, tuple layers, Py_ssize_t batch_size):
@@ -99,28 +99,33 @@ cdef class Stream:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
             if not np.PyArray_ISWRITEABLE(y):
                 raise ValueError("out: expected a writable array, got a read-only one")
-        self.must_be_idle()
-        if self.halfway:
-            raise stream_halfway()
-        self.busy = True
+        self.begin()
         try:
+            if self.halfway:
+                raise stream_halfway()
             self.advance(<char *>np.PyArray_DATA(x))
+            layer = self.layers[len(self.layers) - 1]
+            d = &layer.run.direction[0]
+            size = self.H * self.itemsize
+            if np.PyArray_ISCARRAY(y):
+                for b in range(self.B):
+                    memcpy(<char *>np.PyArray_DATA(y) + b * size, d.h0 + b * d.layer.stride * self.itemsize, size)
+            else:
+                y[...] = self.state_of(len(self.layers) - 1, False)
         finally:
-            self.busy = False
-        layer = self.layers[len(self.layers) - 1]
-        d = &layer.run.direction[0]
-        size = self.H * d.layer.tiles.itemsize
-        if np.PyArray_ISCARRAY(y):
-            for b in range(self.B):
-                memcpy(<char *>np.PyArray_DATA(y) + b * size, d.h0 + b * d.layer.stride * d.layer.tiles.itemsize, size)
-        else:
-            y[...] = self.state_of(len(self.layers) - 1, False)
+            self.end()
         return y
 
-    cdef int must_be_idle(self) except -1:
-        if self.busy:
-            raise stream_busy()
+    cdef int begin(self) except -1:
+        with cython.critical_section(self):
+            if self.busy:
+                raise stream_busy()
+            self.busy = True
         return 0
+
+    cdef void end(self) noexcept:
+        with cython.critical_section(self):
+            self.busy = False
 
     cdef np.ndarray state_of(self, Py_ssize_t which, bint of_c):
         cdef OpenLayer layer = self.layers[which]
@@ -129,44 +134,56 @@ cdef class Stream:
         state_out(&d.layer, self.plan.order, self.B, d.c0 if of_c else d.h0, <char *>np.PyArray_DATA(a))
         return a
 
+    cdef states(self, bint of_c):
+        cdef OpenLayer layer = self.layers[0]
+        self.begin()
+        try:
+            if of_c and layer.packed.layer.cell.states == 1:
+                return None
+            return numpy.stack([self.state_of(i, of_c) for i in range(len(self.layers))])
+        finally:
+            self.end()
+
     @property
     def h(self):
         """The hidden state, (num_layers, B, H), a copy."""
-        self.must_be_idle()
-        return numpy.stack([self.state_of(i, False) for i in range(len(self.layers))])
+        return self.states(False)
 
     @property
     def c(self):
         """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
-        self.must_be_idle()
-        if (<OpenLayer>self.layers[0]).run.direction[0].layer.cell.states == 1:
-            return None
-        return numpy.stack([self.state_of(i, True) for i in range(len(self.layers))])
+        return self.states(True)
 
     def set_state(self, h, c):
         """Go on from h (num_layers, B, H), and c for LSTM."""
         cdef OpenLayer layer
         cdef Direction *d
-        self.must_be_idle()
-        self.halfway = True                                     # until all is in: memory may run short
-        for i, layer in enumerate(self.layers):
-            d = &layer.run.direction[0]
-            state_in(&d.layer, self.plan.order, self.B, h[i], d.h0)
-            if d.layer.cell.states == 2:
-                state_in(&d.layer, self.plan.order, self.B, c[i], d.c0)
-        self.halfway = False
+        self.begin()
+        try:
+            self.halfway = True                                 # until all is in: memory may run short
+            for i, layer in enumerate(self.layers):
+                d = &layer.run.direction[0]
+                state_in(&d.layer, self.plan.order, self.B, h[i], d.h0)
+                if d.layer.cell.states == 2:
+                    state_in(&d.layer, self.plan.order, self.B, c[i], d.c0)
+            self.halfway = False
+        finally:
+            self.end()
 
     def reset(self):
         """Go on from zeros."""
         cdef OpenLayer layer
         cdef Direction *d
-        self.must_be_idle()
-        self.halfway = False
-        for layer in self.layers:
-            d = &layer.run.direction[0]
-            state_in(&d.layer, self.plan.order, self.B, None, d.h0)
-            if d.layer.cell.states == 2:
-                state_in(&d.layer, self.plan.order, self.B, None, d.c0)
+        self.begin()
+        try:
+            self.halfway = False
+            for layer in self.layers:
+                d = &layer.run.direction[0]
+                state_in(&d.layer, self.plan.order, self.B, None, d.h0)
+                if d.layer.cell.states == 2:
+                    state_in(&d.layer, self.plan.order, self.B, None, d.c0)
+        finally:
+            self.end()
 
     def forked(self):
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""

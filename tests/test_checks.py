@@ -244,7 +244,8 @@ BAD_OPTIONS = [
     ("backend", 3, TypeError, "backend: expected 'cython', 'numba' or 'reference', got int"),
 ]
 BAD_LAYER_OPTIONS = [
-    ("num_layers", 0, ValueError, "num_layers: expected at least 1, got 0"),
+    ("num_layers", 0, ValueError, "num_layers: expected from 1 to 65536, got 0"),
+    ("num_layers", 1 << 40, ValueError, "num_layers: expected from 1 to 65536, got 1099511627776"),
     ("num_layers", 1.5, TypeError, "num_layers: expected an integer, got float"),
     ("batch_first", "yes", TypeError, "batch_first: expected True or False, got 'yes'"),
     ("bidirectional", 2, TypeError, "bidirectional: expected True or False, got 2"),

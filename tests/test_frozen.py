@@ -282,6 +282,34 @@ def test_a_stream_says_what_it_is():
         pickle.dumps(stream)
 
 
+@pytest.mark.parametrize("hidden", [5, 200], ids=["short", "long"])  # a long step lets the GIL go
+def test_threads_that_share_a_stream(hidden, backend):
+    """A step is done whole or refused. This stream counts: layer 1 to n, and layer 2 to the sum of 1 to n."""
+    layer = fr.RNN(hidden, hidden, 2, nonlinearity="relu", bias=False, backend=backend)
+    for parameter in layer.parameters.values():
+        parameter[...] = np.eye(hidden)
+    stream, x = layer.freeze().stream(batch_size=B), np.ones((B, hidden), np.float32)
+    together = threading.Barrier(4)
+
+    def steps(_):
+        found = []
+        together.wait()
+        for _ in range(250):
+            try:
+                found.append(stream.step(x))
+            except RuntimeError as error:
+                if "a step is under way" not in str(error):
+                    raise
+        return found
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = [y for each in pool.map(steps, range(4)) for y in each]
+    n = len(found)
+    assert {(y.min(), y.max()) for y in found} == {(k * (k + 1) // 2, k * (k + 1) // 2) for k in range(1, n + 1)}
+    assert (stream.state[0] == n).all()
+    assert (stream.state[1] == n * (n + 1) // 2).all()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])

@@ -231,6 +231,37 @@ def test_what_is_made_once():
     assert (found, made) == (["a"] * 4, ["a"])
 
 
+def test_tiles_of_a_width_are_compiled_once():
+    """Also where several threads meet it at the same time, in a process that has met none."""
+    code = """
+import threading
+import numpy as np
+import fusedrnn as fr
+from fusedrnn.numba import backend
+
+met, Kernel = [], backend.Kernel
+def kernel(function, signature):
+    met.append((function.__name__, str(signature)))
+    return Kernel(function, signature)
+backend.Kernel = kernel
+
+x = np.ones((5, 2, 3), np.float32)
+layers = [fr.LSTM(3, H, rng=0, backend="numba") for H in (20, 200, 20, 200, 20, 200)]
+want = [fr.LSTM(3, layer.hidden_size, rng=0, backend="reference")(x)[0] for layer in layers]
+together, found = threading.Barrier(len(layers)), [None] * len(layers)
+def ask(i):
+    together.wait()
+    found[i] = layers[i](x)[0]
+threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(layers))]
+for t in threads: t.start()
+for t in threads: t.join()
+for f, w in zip(found, want): np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-6)
+assert len(set(met)) == len(met), met
+print("done")
+"""
+    assert "done" in python(code)
+
+
 def test_without_the_extension_numba_is_the_default():
     code = "import fusedrnn as fr; print(fr.backends.get().name, fr.show_config('dicts')['backends']['in use'])"
     assert python(WITHOUT_CORE + code).split() == ["numba", "numba"]

@@ -329,6 +329,11 @@ def test_stream():
     names = names_of("A stream of one sequence")
     y, _ = names["layer"](names["sequence"])
     assert (np.stack(names["outputs"]) == y[5:]).all()
+    left = names["stream"]
+    h, c = names["layer"](names["x_t"][None, names["stay"]])[1]
+    assert left.batch_size == 2
+    assert (left.state[0] == h).all()
+    assert (left.state[1] == c).all()
 
 
 def test_checkpoints(tmp_path, monkeypatch):

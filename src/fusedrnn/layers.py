@@ -6,7 +6,7 @@ They compute outputs and gradients; they hold no gradients, no optimiser and no 
 from __future__ import annotations
 
 import warnings
-from typing import Any, Generic, NamedTuple
+from typing import Any, Final, Generic, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from fusedrnn.stack import Stack
 from fusedrnn.tape import Tape
 
 __all__ = ["GRU", "LSTM", "RNN", "LayerGradients"]
+
+MOST_LAYERS: Final = 1 << 16
+"""Every layer has arrays and names of its own: a mistyped number should not fill the memory with them."""
 
 
 class LayerGradients(NamedTuple, Generic[State]):
@@ -58,7 +61,7 @@ class _Layer(Module, Generic[State]):
         backend: str | None,
     ) -> None:
         input_size, hidden_size = checks.size("input_size", input_size), checks.size("hidden_size", hidden_size)
-        self.num_layers = checks.size("num_layers", num_layers)
+        self.num_layers = checks.size("num_layers", num_layers, MOST_LAYERS)
         self.batch_first = checks.flag("batch_first", batch_first)
         self.dropout = dropout
         self.bidirectional = checks.flag("bidirectional", bidirectional)
@@ -256,7 +259,7 @@ class RNN(_Layer[Array]):
     hidden_size : int
         H, the features of the state.
     num_layers : int, default 1
-        Stacked layers; each takes the outputs of the one below.
+        Stacked layers, at most 65536; each takes the outputs of the one below.
     nonlinearity : {"tanh", "relu"}, default "tanh"
         The f of the equation.
     bias : bool, default True
@@ -342,7 +345,7 @@ class GRU(_Layer[Array]):
     hidden_size : int
         H, the features of the state.
     num_layers : int, default 1
-        Stacked layers; each takes the outputs of the one below.
+        Stacked layers, at most 65536; each takes the outputs of the one below.
     bias : bool, default True
         Whether there are biases.
     batch_first : bool, default False
@@ -428,7 +431,7 @@ class LSTM(_Layer[Pair]):
     hidden_size : int
         H, the features of the state.
     num_layers : int, default 1
-        Stacked layers; each takes the outputs of the one below.
+        Stacked layers, at most 65536; each takes the outputs of the one below.
     bias : bool, default True
         Whether there are biases.
     batch_first : bool, default False

@@ -45,7 +45,7 @@ def memory(size: int) -> Array:
     if size >= SPARE_LEAST:
         quarter = max(SPARE_LEAST >> 2, 1 << (size - 1).bit_length() - 3)
         size = -(-size // quarter) * quarter
-        for key, block in tuple(_spares.items()):
+        for key, block in _spares.copy().items():
             if size <= len(block) <= 2 * size and _spares.pop(key, None) is not None:  # another thread may be faster
                 return block
     return np.empty(size, np.uint8)
@@ -55,7 +55,7 @@ def spare(block: Array) -> None:
     """Keep memory that is done with, if it is worth it, for whoever comes next."""
     if SPARE_LEAST <= len(block) <= SPARE_MOST:
         _spares[id(block)] = block
-        for key, _ in sorted(_spares.items(), key=lambda item: len(item[1]))[:-SPARES]:
+        for key, _ in sorted(_spares.copy().items(), key=lambda item: len(item[1]))[:-SPARES]:
             _spares.pop(key, None)
 
 
@@ -64,12 +64,16 @@ _tables: Final = {dtype: np.zeros(2 * tile.FETCHED, np.int64) for dtype in REALS
 
 def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
     """The address of the table of a dtype's tiles, those of these widths among them."""
-    table, (name, real) = _tables[dtype], REALS[dtype]
     for V in widths:
-        if not table[V * 9 + 1]:
-            address = Kernel(tile.tiles_of[V], types.int64(types.NumberClass(real))).call(name)
-            table |= np.array((ctypes.c_int64 * len(table)).from_address(address)[:], np.int64)
-    return int(table.ctypes.data)
+        _add_tiles(V, dtype)
+    return int(_tables[dtype].ctypes.data)
+
+
+@once
+def _add_tiles(V: int, dtype: np.dtype[Any]) -> None:
+    table, (name, real) = _tables[dtype], REALS[dtype]
+    address = Kernel(tile.tiles_of[V], types.int64(types.NumberClass(real))).call(name)
+    table |= np.array((ctypes.c_int64 * len(table)).from_address(address)[:], np.int64)
 
 
 @once
