@@ -97,8 +97,13 @@ def test_number_of_threads_respects_affinity():
     assert python("-c", code + "import fusedrnn as fr; print(fr.get_num_threads())").stdout == "1\n"
 
 
-@pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--help"), ("junk",)])
+@pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--junk"), ("junk",)])
 def test_arguments_that_no_command_takes(arguments):
     result = python("-m", "fusedrnn", *arguments)
     assert result.returncode == 2
     assert "usage: python -m fusedrnn" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["", "config", "probe", "bench"])
+def test_help(command):
+    assert python("-m", "fusedrnn", *command.split(), "--help").stdout.startswith("usage: python -m fusedrnn")

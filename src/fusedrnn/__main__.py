@@ -17,16 +17,16 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m fusedrnn", description=__doc__)
     parser.add_argument("command", nargs="?", choices=("config", "probe", "bench"), default="config")
     command = parser.parse_args(arguments[:1]).command
-    if command != "bench" and arguments[1:]:
-        parser.error(f"{command} takes no arguments, got {' '.join(arguments[1:])}")
+    if command == "bench":
+        from fusedrnn.bench import quick
+
+        quick.main(arguments[1:])
+        return
+    argparse.ArgumentParser(prog=f"{parser.prog} {command}", description=__doc__).parse_args(arguments[1:])
     if command == "probe":
         from fusedrnn.bench import machine
 
         machine.main()
-    elif command == "bench":
-        from fusedrnn.bench import quick
-
-        quick.main(arguments[1:])
     else:
         show_config()
 
