@@ -64,16 +64,19 @@ _tables: Final = {dtype: np.zeros(2 * tile.FETCHED, np.int64) for dtype in REALS
 
 def tiles(dtype: np.dtype[Any], widths: Iterable[int]) -> int:
     """The address of the table of a dtype's tiles, those of these widths among them."""
+    table = _tables[dtype]
     for V in widths:
-        _add_tiles(V, dtype)
-    return int(_tables[dtype].ctypes.data)
+        found = _tiles_of(V, dtype)
+        np.copyto(table, found, where=found != 0)  # and no other: another thread may be at another width
+    return int(table.ctypes.data)
 
 
 @once
-def _add_tiles(V: int, dtype: np.dtype[Any]) -> None:
-    table, (name, real) = _tables[dtype], REALS[dtype]
+def _tiles_of(V: int, dtype: np.dtype[Any]) -> Array:
+    """The table with the tiles of one width alone."""
+    name, real = REALS[dtype]
     address = Kernel(tile.tiles_of[V], types.int64(types.NumberClass(real))).call(name)
-    table |= np.array((ctypes.c_int64 * len(table)).from_address(address)[:], np.int64)
+    return np.array((ctypes.c_int64 * len(_tables[dtype])).from_address(address)[:], np.int64)
 
 
 @once
