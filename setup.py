@@ -37,6 +37,9 @@ class BuildExtension(build_ext):
     def initialize_options(self):
         super().initialize_options()
         self.cython_c_in_temp = True
+
+    def finalize_options(self):
+        super().finalize_options()
         self.force = True  # or objects of another FUSEDRNN_BUILD would pass for current: only times are compared
 
     def build_extensions(self):

@@ -19,7 +19,7 @@ cdef void pack_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
     pack_right(k, d, -2, &d.right[0], row0, end)
     pack_right(k, d, -1, &d.right[1], row0, end)
     if d.layer.cell.stages == 2:
-        pack_right(k, d, d.layer.cell.right[2], &d.right[2], row0, end)
+        pack_right(k, d, d.layer.cell.source[1], &d.right[2], row0, end)
 
 
 cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,

@@ -9,17 +9,45 @@ from posix.stdlib cimport posix_memalign
 from tiles cimport cpu_large_pages, cpu_spare_pages
 
 
+cdef extern from "<sched.h>" nogil:
+    int sched_yield()
+
+
+cdef extern from * nogil:
+    """
+    /* Take what one thread may have, and give it back. A lock of Python's own would do, but for a fork: a free-threaded
+     * Python may give such a lock to a thread that the child does not have. Who holds a flag runs until it is back. */
+    static inline int take_flag(int *flag) {
+    #ifdef Py_GIL_DISABLED
+        return !__atomic_exchange_n(flag, 1, __ATOMIC_ACQUIRE);
+    #else
+        const int taken = !*flag;
+        *flag = 1;
+        return taken;
+    #endif
+    }
+    static inline void give_flag(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
+    """
+    bint take_flag(int *flag)
+    void give_flag(int *flag)
+
+
 cdef struct Spare:
     char *data
     Py_ssize_t size
 
 cdef Spare[SPARES + 1] SPARE    # the oldest first
 cdef int KEPT = 0
-cdef object STORE = object()    # who holds it may touch these; with a GIL everybody does
+cdef int STORE = 0              # the flag of both
+
+
+cdef void open_store() noexcept:
+    while not take_flag(&STORE):
+        sched_yield()
 
 
 cdef Spare take_out(int i) noexcept:
-    """The STORE is held."""
+    """The store is open."""
     global KEPT
     cdef Spare taken = SPARE[i]
     KEPT -= 1
@@ -32,20 +60,22 @@ cdef Spare take_fitting(Py_ssize_t least, Py_ssize_t most) noexcept:
     cdef Spare found
     cdef int i
     found.data = NULL
-    with cython.critical_section(STORE):
-        for i in range(KEPT - 1, -1, -1):
-            if least <= SPARE[i].size <= most:
-                found = take_out(i)
-                break
+    open_store()
+    for i in range(KEPT - 1, -1, -1):
+        if least <= SPARE[i].size <= most:
+            found = take_out(i)
+            break
+    give_flag(&STORE)
     return found
 
 
 cdef bint free_oldest() noexcept:
     """Whether there was one."""
     cdef char *data = NULL
-    with cython.critical_section(STORE):
-        if KEPT:
-            data = take_out(0).data
+    open_store()
+    if KEPT:
+        data = take_out(0).data
+    give_flag(&STORE)
     free(data)
     return data != NULL
 
@@ -57,20 +87,21 @@ cdef void keep(char *data, Py_ssize_t size, bint soon) noexcept:
     cdef int i, least = 0
     if size >= OFFER_LEAST and not soon:
         cpu_spare_pages(data, size // LARGE_PAGE * LARGE_PAGE)
-    with cython.critical_section(STORE):
-        SPARE[KEPT].data = data
-        SPARE[KEPT].size = size
-        KEPT += 1
-        for i in range(KEPT):
-            bytes += SPARE[i].size
-            if SPARE[i].size < SPARE[least].size:
-                least = i
-        if KEPT > SPARES:
-            bytes -= SPARE[least].size
-            free(take_out(least).data)
-        while bytes > SPARE_MOST:
-            bytes -= SPARE[0].size
-            free(take_out(0).data)
+    open_store()
+    SPARE[KEPT].data = data
+    SPARE[KEPT].size = size
+    KEPT += 1
+    for i in range(KEPT):
+        bytes += SPARE[i].size
+        if SPARE[i].size < SPARE[least].size:
+            least = i
+    if KEPT > SPARES:
+        bytes -= SPARE[least].size
+        free(take_out(least).data)
+    while bytes > SPARE_MOST:
+        bytes -= SPARE[0].size
+        free(take_out(0).data)
+    give_flag(&STORE)
 
 
 cdef Py_ssize_t class_of(Py_ssize_t size) noexcept nogil:

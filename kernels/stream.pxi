@@ -13,7 +13,7 @@ cdef class Stream:
     cdef double work
     cdef int asked          # set_num_threads when the steps were laid out; 0: they were not
     cdef int itemsize
-    cdef bint busy          # between begin() and end(): the state is one thread's alone
+    cdef int busy           # the flag of who may touch the state
     cdef bint halfway       # the last one was interrupted: some layers are a step ahead of the others
 
     def __init__(self, tuple layers, Py_ssize_t batch_size):
@@ -34,12 +34,13 @@ cdef class Stream:
 
     cdef int lay_out(self) except -1:
         cdef OpenLayer layer
+        cdef int wanted = THREADS                               # which another thread may set meanwhile
         if self.asked:
             team_quiet()                                        # nobody reads any more what is laid out anew
         self.asked = 0                                          # until all is done: memory may run short
         for layer in self.layers:
-            layer.open(THREADS)
-        self.asked = THREADS
+            layer.open(wanted)
+        self.asked = wanted
         return 0
 
     cdef int advance(self, const char *x) except -1:
@@ -99,7 +100,7 @@ cdef class Stream:
                 raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
             if not np.PyArray_ISWRITEABLE(y):
                 raise ValueError("out: expected a writable array, got a read-only one")
-        self.begin()
+        self.take_it()
         try:
             if self.halfway:
                 raise stream_halfway()
@@ -113,19 +114,13 @@ cdef class Stream:
             else:
                 y[...] = self.state_of(len(self.layers) - 1, False)
         finally:
-            self.end()
+            give_flag(&self.busy)
         return y
 
-    cdef int begin(self) except -1:
-        with cython.critical_section(self):
-            if self.busy:
-                raise stream_busy()
-            self.busy = True
+    cdef int take_it(self) except -1:
+        if not take_flag(&self.busy):
+            raise stream_busy()
         return 0
-
-    cdef void end(self) noexcept:
-        with cython.critical_section(self):
-            self.busy = False
 
     cdef np.ndarray state_of(self, Py_ssize_t which, bint of_c):
         cdef OpenLayer layer = self.layers[which]
@@ -134,31 +129,22 @@ cdef class Stream:
         state_out(&d.layer, self.plan.order, self.B, d.c0 if of_c else d.h0, <char *>np.PyArray_DATA(a))
         return a
 
-    cdef states(self, bint of_c):
+    def get_state(self):
+        """Copies of h and c, each (num_layers, B, H); None for c unless LSTM."""
         cdef OpenLayer layer = self.layers[0]
-        self.begin()
+        cdef bint two = layer.packed.layer.cell.states == 2
+        self.take_it()
         try:
-            if of_c and layer.packed.layer.cell.states == 1:
-                return None
-            return numpy.stack([self.state_of(i, of_c) for i in range(len(self.layers))])
+            h = numpy.stack([self.state_of(i, False) for i in range(len(self.layers))])
+            return h, numpy.stack([self.state_of(i, True) for i in range(len(self.layers))]) if two else None
         finally:
-            self.end()
-
-    @property
-    def h(self):
-        """The hidden state, (num_layers, B, H), a copy."""
-        return self.states(False)
-
-    @property
-    def c(self):
-        """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
-        return self.states(True)
+            give_flag(&self.busy)
 
     def set_state(self, h, c):
         """Go on from h (num_layers, B, H), and c for LSTM."""
         cdef OpenLayer layer
         cdef Direction *d
-        self.begin()
+        self.take_it()
         try:
             self.halfway = True                                 # until all is in: memory may run short
             for i, layer in enumerate(self.layers):
@@ -168,13 +154,13 @@ cdef class Stream:
                     state_in(&d.layer, self.plan.order, self.B, c[i], d.c0)
             self.halfway = False
         finally:
-            self.end()
+            give_flag(&self.busy)
 
     def reset(self):
         """Go on from zeros."""
         cdef OpenLayer layer
         cdef Direction *d
-        self.begin()
+        self.take_it()
         try:
             self.halfway = False
             for layer in self.layers:
@@ -183,13 +169,13 @@ cdef class Stream:
                 if d.layer.cell.states == 2:
                     state_in(&d.layer, self.plan.order, self.B, None, d.c0)
         finally:
-            self.end()
+            give_flag(&self.busy)
 
     def forked(self):
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
         if self.busy:
             self.halfway = True
-            self.busy = False
+            self.busy = 0
 
 
 def stream(tuple layers, Py_ssize_t batch_size):

@@ -139,8 +139,6 @@ static void forget(void) { memset(&team, 0, sizeof team); }
 static void watch_fork(void) { pthread_atfork(NULL, NULL, forget); }
 
 static int grow(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, watch_fork);
     const int rank = team.size + 1;
     worker *w = &team.at[rank];
     memset(w, 0, sizeof *w);
@@ -170,7 +168,10 @@ static void crowded(double now, double lost) {
 
 /* Nobody else's until `busy` is 0 again: how many threads there are of those wanted, or 1, and then it is not taken. */
 static int take(int wanted) {
-    if (wanted <= 1 || __atomic_exchange_n(&team.busy, 1, __ATOMIC_ACQUIRE)) return 1;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    if (wanted <= 1) return 1;
+    pthread_once(&once, watch_fork);
+    if (__atomic_exchange_n(&team.busy, 1, __ATOMIC_ACQUIRE)) return 1;
     if (wanted > TEAM_MOST) wanted = TEAM_MOST;
     while (team.size + 1 < wanted && grow()) {}
     if (team.size + 1 < wanted) wanted = team.size + 1;

@@ -227,7 +227,7 @@ def test_a_stream_and_a_sequence(core, p):
     out = np.empty_like(want["y"][0])
     for t, x_t in enumerate(p.x):
         assert np.array_equal(stepper.step(x_t, out=out) if t % 2 else stepper.step(x_t), want["y"][t])
-    assert_same({"h": stepper.h, "c": stepper.c}, {"h": want["h_n"], "c": want["c_n"]})
+    assert_same(dict(zip("hc", stepper.get_state(), strict=True)), {"h": want["h_n"], "c": want["c_n"]})
 
 
 @each_cell
@@ -245,9 +245,9 @@ def test_a_stream_of_one_sequence(core, p):
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_stream_and_its_threads(cell, dtype, size, compiled):
     """Steps that are cut into blocks of units and of rows, for whoever takes them."""
-    kind, options = LAYERS[cell]
+    function, options = FUNCTIONS[cell]
     B, I, H = size
-    layer = kind(I, H, dtype=dtype, rng=0, backend=compiled.backend, **options).freeze()
+    layer = getattr(fr, function.upper())(I, H, dtype=dtype, rng=0, backend=compiled.backend, **options).freeze()
     x = np.random.default_rng(0).standard_normal((5, B, I)).astype(dtype)
     want, state = layer(x)
     stream = layer.stream(batch_size=B)
@@ -337,21 +337,12 @@ def test_public_functions(cell, dtype, compiled):
         assert_same(run_functional(compiled.backend, p, training=False), outputs)
 
 
-LAYERS = {
-    "rnn_tanh": (fr.RNN, {}),
-    "rnn_relu": (fr.RNN, {"nonlinearity": "relu"}),
-    "lstm": (fr.LSTM, {}),
-    "gru": (fr.GRU, {}),
-    "gru_reset_before": (fr.GRU, {"reset_after": False}),
-}
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_layers_frozen_layers_streams_and_functions(cell, dtype, compiled):
     """Three layers: called, called for training, frozen, streamed, and as functions one after the other."""
-    kind, options = LAYERS[cell]
-    layer = kind(20, 33, num_layers=3, dtype=dtype, rng=0, backend=compiled.backend, **options)
+    function, options = FUNCTIONS[cell]
+    layer = getattr(fr, function.upper())(20, 33, num_layers=3, dtype=dtype, rng=0, backend=compiled.backend, **options)
     x = np.random.default_rng(0).standard_normal((9, 4, 20)).astype(dtype)
     y, state = layer(x)
     states = state if cell == "lstm" else (state,)
@@ -364,10 +355,10 @@ def test_layers_frozen_layers_streams_and_functions(cell, dtype, compiled):
     assert np.array_equal([stream.step(x_t) for x_t in x], y)
     assert np.array_equal(stream.state, state)
 
-    h, (function, names) = x, FUNCTIONS[cell]
+    h = x
     for n in range(3):
         weights = [layer.parameters[f"{name}_l{n}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        h, *finals, _ = getattr(fr, f"{function}_forward")(h, *weights, backend=compiled.backend, **names)
+        h, *finals, _ = getattr(fr, f"{function}_forward")(h, *weights, backend=compiled.backend, **options)
         for final, of_all in zip(finals, states, strict=True):
             assert np.array_equal(final, of_all[n])
     assert np.array_equal(h, y)

@@ -5,6 +5,7 @@ All else is in the other files, which run over it as over every backend. What ch
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import threading
@@ -591,6 +592,17 @@ def test_arrays_that_do_not_fit_a_sequence(x, y, said):
     given = weights_of("gru", 3, 5, "float32", np.random.default_rng(0))
     with pytest.raises(ValueError, match=said):
         nb.gru_sequence(nb.gru_weights(*given), x, zeros(4, 5), y)
+
+
+def test_the_snippet_of_the_documentation():
+    """`simulate` leaves the state that the layer ends in."""
+    text = (Path(__file__).parents[1] / "docs/numba.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(compile(snippet, "numba.md", "exec"), names)
+    names["lstm"].backend = "numba"
+    _, (h_n, c_n) = names["lstm"](np.ones((100, 28), np.float32))
+    assert_same({"h": names["h"], "c": names["c"]}, {"h": h_n[0], "c": c_n[0]})
 
 
 def test_the_example(capsys, monkeypatch):

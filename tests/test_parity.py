@@ -201,15 +201,15 @@ def test_stacked_stream(cell, dtype, target):
         p = problems[-1]
         steps = [stepper.step(x[t]) for t in range(T)]
         assert_close({"y": np.stack(steps)}, {"y": y}, p)
-        assert_close({"h_n": stepper.h}, {"h_n": np.stack(h_n)}, p)
+        h, c = stepper.get_state()
+        assert_close({"h_n": h}, {"h_n": np.stack(h_n)}, p)
         if cell == "lstm":
-            assert_close({"c_n": stepper.c}, {"c_n": np.stack(c_n)}, p)
+            assert_close({"c_n": c}, {"c_n": np.stack(c_n)}, p)
         else:
-            assert stepper.c is None
-    h = stepper.h
-    h[...] = np.nan  # the state handed out is a copy
-    assert np.isfinite(stepper.h).all()
+            assert c is None
+    stepper.get_state()[0][...] = np.nan  # the state handed out is a copy
+    assert np.isfinite(stepper.get_state()[0]).all()
     out = np.empty((B, H), dtype)
     assert stepper.step(x[0], out=out) is out
     stepper.reset()
-    assert not stepper.h.any()
+    assert not stepper.get_state()[0].any()

@@ -766,7 +766,7 @@ def once(i):
     stepper.step(x_t)
     try: stepper.step(x_t[:, 1:])
     except ValueError: pass
-    stepper.h, stepper.c
+    stepper.get_state()
 
 def rounds(n):
     for i in range(n): once(i)

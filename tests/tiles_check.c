@@ -344,7 +344,7 @@ static void forward(cell_t cell, int stage, int training, real *u) {
         if (training) u[G0] = n, u[G1] = r, u[G2] = z;
         break;
     }
-    default:
+    case GRU_RESET_BEFORE:
         if (stage == 0) {
             u[G1] = sigmoid(u[G1]);
             u[G2] = sigmoid(u[G2]);
@@ -353,6 +353,8 @@ static void forward(cell_t cell, int stage, int training, real *u) {
             u[G0] = tanhl(u[G0]);
             u[H] = (1 - u[G2]) * u[G0] + u[G2] * u[H_PREV];
         }
+        break;
+    case CELLS: break;
     }
 }
 
@@ -381,7 +383,7 @@ static void backward(cell_t cell, int stage, real dy, real *u) {
         u[G3] = u[G0] * r;
         u[DH] = dh * z;
         break;
-    default:
+    case GRU_RESET_BEFORE:
         if (stage == 0) {
             u[G0] = dh * (1 - z) * (1 - n * n);
             u[G2] = dh * (h - n) * z * (1 - z);
@@ -390,6 +392,8 @@ static void backward(cell_t cell, int stage, real dy, real *u) {
             u[G1] = u[DQ] * h * r * (1 - r);
             u[DH] += u[DQ] * r;
         }
+        break;
+    case CELLS: break;
     }
 }
 
@@ -397,7 +401,7 @@ static void try_pointwise(cell_t cell, int stage, int back, ptrdiff_t units, ptr
     enum { ROWS = 3 };
     const pointwise_fn f = back ? tiles->backward[cell][stage] : tiles->forward[cell][stage];
     if (!f) return;
-    static const char *const names[] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"};
+    static const char *const names[CELLS] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"};
     TRY("%s %s, stage %d, units [%td, %td), %s=%d", names[cell], back ? "backward" : "forward", stage, first, units,
         back ? "dy" : "training", option);
     const ptrdiff_t stride = rounded(units, 64 / tiles->itemsize), end = rounded(units, L);

@@ -77,13 +77,8 @@ class Stepper(Protocol):
     def step(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
         """One time step of x_t (B, I): the last layer's h (B, H), written to `out` if given."""
 
-    @property
-    def h(self) -> Array:
-        """A copy of the hidden state."""
-
-    @property
-    def c(self) -> Array | None:
-        """A copy of the cell state; None unless the cell has one."""
+    def get_state(self) -> tuple[Array, Array | None]:
+        """Copies of the hidden and the cell state; None for the latter unless the cell has one."""
 
     def set_state(self, h: Array, c: Array | None, /) -> None:
         """Copy the state in."""

@@ -270,7 +270,7 @@ class Stream(_Sized, Generic[State]):
         ndarray or pair of ndarray
             A copy.
         """
-        h, c = self._stepper.h, self._stepper.c
+        h, c = self._stepper.get_state()
         return cast(State, h if c is None else (h, c))
 
     @state.setter

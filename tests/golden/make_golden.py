@@ -155,12 +155,14 @@ def save(path, arrays):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write to")
-    out = parser.parse_args().out
+    parser.add_argument("--cell", choices=GATES, help="this one alone; another PyTorch changes last digits of all")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for cell in GATES:
+    for cell in [options.cell] if options.cell else GATES:
         for name in CONFIGURATIONS:
             arrays = draw(cell, name)
-            save(out / f"{cell}-{name}.npz", arrays | compute(cell, arrays))
+            save(options.out / f"{cell}-{name}.npz", arrays | compute(cell, arrays))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ keeps alive what lies there. Arguments come checked.
 import ctypes
 import functools
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,7 @@ POINTWISE: Final = {
 }
 
 
-_spares: Final[dict[int, Array]] = {}
+_spares: dict[int, Array] = {}
 SPARES, SPARE_LEAST, SPARE_MOST = 3, 1 << 18, 40 << 20
 """Blocks kept for the next call, and the bytes of one: fewer and larger than in _core.pyx, for results are not kept."""
 
@@ -57,6 +58,15 @@ def spare(block: Array) -> None:
         _spares[id(block)] = block
         for key, _ in sorted(_spares.copy().items(), key=lambda item: len(item[1]))[:-SPARES]:
             _spares.pop(key, None)
+
+
+def _forked() -> None:
+    """In the child: a free-threaded Python may have given the dictionary's lock to a thread that is not there."""
+    global _spares
+    _spares = {}
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 _tables: Final = {dtype: np.zeros(2 * tile.FETCHED, np.int64) for dtype in REALS}
@@ -392,7 +402,8 @@ class Stream:
         out[...] = y
         return out
 
-    def _states(self) -> tuple[Array, Array | None]:
+    def get_state(self) -> tuple[Array, Array | None]:
+        """Copies of h and c, each (num_layers, B, H); None for c unless LSTM."""
         shape = (len(self._layers), self._B, self._H)
         h, c = np.empty(shape, self._dtype), np.empty(shape, self._dtype) if self._lstm else None
         self._copy_states(h, c, writing=False)
@@ -401,16 +412,6 @@ class Stream:
     def _copy_states(self, h: Array | None, c: Array | None, *, writing: bool) -> None:
         if not sequence.stream_state_kernel.call(self._address, _id(h), _id(c), writing):
             raise checks.stream_busy()
-
-    @property
-    def h(self) -> Array:
-        """The hidden state, (num_layers, B, H), a copy."""
-        return self._states()[0]
-
-    @property
-    def c(self) -> Array | None:
-        """The cell state, (num_layers, B, H), a copy; None unless LSTM."""
-        return self._states()[1]
 
     def forked(self) -> None:
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""

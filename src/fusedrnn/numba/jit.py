@@ -7,6 +7,7 @@ import functools
 import gc
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -139,6 +140,8 @@ def public(function: Callable[..., Any]) -> Any:
 
 
 _making = threading.RLock()
+# A fork waits for what is being made: in the child nobody would finish it.
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
 
 
 class _Once(functools.cached_property[Any]):

@@ -47,7 +47,7 @@ __all__ = ["CELL", "FRAME_BYTES"]
 
 # What a cell is to the loop: words of a description. A SHARE is a product within the cell: which gates take part, and
 # which segments of the gate row; see `Cell` and `Share` in cell.pxi.
-GATES, SEGMENTS, STAGES, STATES, APART, OF_X, OF_H, RIGHT, SOURCE = 0, 1, 2, 3, 4, 5, 9, 13, 17
+GATES, SEGMENTS, STAGES, STATES, PLAIN, OF_X, OF_H, RIGHT, SOURCE = 0, 1, 2, 3, 4, 5, 9, 13, 17
 SHARE_X, SHARE_H, SHARE_DH = 19, 25, 37
 SHARE_WORDS = 6  # gates, segment, gate[4]
 CELL_WORDS = 49
@@ -136,17 +136,17 @@ def describe(
     of_x: list[int],
     of_h: list[int],
     right: list[int],
+    plain: int = -1,
     states: int = 1,
-    apart: int = 0,
 ) -> "np.ndarray[Any, np.dtype[np.int64]]":
     """Describe a cell.
 
     stages: h W_hh (gates, first segment written, operand: -1 is h, else a segment), dh (gates, first segment read).
     x: the gates of x W_ih and the first segment they are written to. of_x, of_h: the segments of the gradients by gate.
-    right: the right operand of dW_hh by gate. apart: a segment that x W_ih does not reach, which starts from its bias.
+    right: the right operand of dW_hh by gate. plain: the segment of h W_hh alone, without a share of x; -1: none.
     """
     d = np.zeros(CELL_WORDS, np.int64)
-    d[:5] = len(x[0]), segments, len(stages), states, apart
+    d[:5] = len(x[0]), segments, len(stages), states, plain
 
     def share(where: int, gates: list[int], segment: int) -> None:
         d[where : where + 2] = len(gates), segment
@@ -175,7 +175,7 @@ CELL = {
         [-1] * 4,
         states=2,
     ),
-    "gru": describe(4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], ([2, 0, 1], 0), [1, 2, 0], [1, 2, 3], [-1] * 3, apart=3),
+    "gru": describe(4, [([0, 1, 2], 1, -1, [0, 1, 2], 1)], ([2, 0, 1], 0), [1, 2, 0], [1, 2, 3], [-1] * 3, plain=3),
     "gru_reset_before": describe(
         4, [([0, 1], 1, -1, [0, 1], 1), ([2], 0, 3, [2], 0)], ([2, 0, 1], 0), [1, 2, 0], [1, 2, 0], [-1, -1, 3]
     ),
@@ -653,7 +653,8 @@ def project(k, start, end, shared):
     l, width = at(layer, LAYER), at(w.run, RUN).width
     size = l.size
     gate_bytes = get(l.cell, SEGMENTS) * l.stride * size
-    apart = get(l.cell, APART) * l.stride * size
+    plain = get(l.cell, PLAIN)
+    alone = plain * l.stride * size
     units = group.units
     a, b = part(units, w.seat, width) * VECTOR_BYTES, part(units, w.seat + 1, width) * VECTOR_BYTES
     n = 0
@@ -666,8 +667,8 @@ def project(k, start, end, shared):
             out = tape_row(d, j, s) if q.training else group.gates + n * gate_bytes
             put(w.a, n, row)
             put(w.out, n, out)
-            if apart:
-                copy(out + apart + a, l.bias + apart + a, b - a)
+            if plain >= 0:
+                copy(out + alone + a, l.bias + alone + a, b - a)
             n += 1
     p, none = stack(PRODUCT_BYTES), stack(POINTWISE_BYTES)
     take(p, l.x, layer)
@@ -904,7 +905,7 @@ def weight_gradients(k, d):
         pack_right(k, d, -2, right, row0, row0 + depth)
         pack_right(k, d, -1, right + MATRIX_BYTES, row0, row0 + depth)
         if get(cell, STAGES) == 2:
-            pack_right(k, d, get(cell, RIGHT + 2), right + 2 * MATRIX_BYTES, row0, row0 + depth)
+            pack_right(k, d, get(cell, SOURCE + 1), right + 2 * MATRIX_BYTES, row0, row0 + depth)
         if meet(k):
             return
         strip = next_turn(k, 0, -1)
@@ -1748,11 +1749,12 @@ def try_step(stream, make, threads, x, out):
     number = call_nothing(threads)
     if number == 0:
         return 0
-    q.status = DIVIDED_FOR_OTHERS if integer(number) != at(q.division, DIVISION).asked else DONE
+    status = DIVIDED_FOR_OTHERS if integer(number) != at(q.division, DIVISION).asked else DONE
     unshare(number)
-    if q.status == DONE and not fits(x, q, q.inputs, 0):
-        q.status = UNFIT
-    if q.status != DONE:
+    if status == DONE and not fits(x, q, q.inputs, 0):
+        status = UNFIT
+    if status != DONE:
+        q.status = status
         return -1
     if out == 0 or out == q.none:
         out = call_nothing(make)

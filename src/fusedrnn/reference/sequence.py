@@ -27,7 +27,10 @@ Gradients: TypeAlias = tuple[Array, Array, Array | None, Array | None, Array, Ar
 
 
 class Reset(NamedTuple):
-    """The pointwise pair in front of the candidate's product, where a cell has one in the middle of its step."""
+    """The pointwise pair in front of the candidate's product, where a cell has one in the middle of its step.
+
+    The first gate is the reset's alone: the cell's own `backward` gives the gradients of the gates after it.
+    """
 
     forward: Callable[[Array, Array], tuple[Array, Kept]]
     backward: Callable[[Kept, Array], tuple[Array, Array]]

@@ -27,17 +27,11 @@ class Stepper:
         # (layers, S, B, H)
         self._state = np.zeros((len(layers), cell.states, batch_size, w_hh.shape[1]), w_ih.dtype)
 
-    @property
-    def h(self) -> Array:
-        """The present hidden state, a new array (layers, B, H)."""
+    def get_state(self) -> tuple[Array, Array | None]:
+        """The present h and c, new arrays (layers, B, H); None for c unless the cell has one."""
         with self._alone():
-            return self._state[:, 0].copy()
-
-    @property
-    def c(self) -> Array | None:
-        """The present cell state, a new array (layers, B, H); None unless the cell has one."""
-        with self._alone():
-            return self._state[:, 1].copy() if self._state.shape[1] == 2 else None
+            h, *c = self._state.swapaxes(0, 1).copy()
+        return h, c[0] if c else None
 
     def set_state(self, h: Array, c: Array | None = None) -> None:
         """Take over copies of h, and of c where the cell has one, both (layers, B, H)."""
