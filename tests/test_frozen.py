@@ -4,6 +4,7 @@ Errors are in test_checks.py.
 """
 
 import concurrent.futures
+import contextlib
 import copy
 import inspect
 import os
@@ -308,6 +309,35 @@ def test_threads_that_share_a_stream(hidden, backend):
     assert {(y.min(), y.max()) for y in found} == {(k * (k + 1) // 2, k * (k + 1) // 2) for k in range(1, n + 1)}
     assert (stream.state[0] == n).all()
     assert (stream.state[1] == n * (n + 1) // 2).all()
+
+
+def test_a_state_is_read_whole(backend):
+    """h and c of the same step, however many another thread takes meanwhile."""
+    stream, xs = fr.LSTM(I, H, rng=0, backend=backend).freeze().stream(batch_size=B), sequence(1000)
+
+    def read():
+        return tuple(part.tobytes() for part in stream.state)
+
+    legal = {read()}
+    for x in xs:
+        stream.step(x)
+        legal.add(read())
+    stream.reset()
+    found = set()
+
+    def steps():
+        for x in xs:
+            while True:  # until no one reads
+                with contextlib.suppress(RuntimeError):
+                    stream.step(x)
+                    break
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    while thread.is_alive():
+        with contextlib.suppress(RuntimeError):
+            found.add(read())
+    assert found <= legal
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")

@@ -232,6 +232,33 @@ def test_what_is_made_once():
     assert (found, made) == (["a"] * 4, ["a"])
 
 
+def test_a_fork_waits_for_what_is_being_made():
+    code = """
+import os, signal, threading, time
+from fusedrnn.numba.jit import once
+
+begun = threading.Event()
+
+@once
+def make(key):
+    begun.set()
+    time.sleep(0.3)
+    return key
+
+thread = threading.Thread(target=make, args=("a",))
+thread.start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(make("a") != "a" or make("b") != "b")
+assert os.waitpid(child, 0)[1] == 0
+thread.join()
+print("done")
+"""
+    assert "done" in python(code)
+
+
 def test_tiles_of_a_width_are_compiled_once():
     """Also where several threads meet it at the same time, in a process that has met none."""
     code = """

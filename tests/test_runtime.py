@@ -477,6 +477,30 @@ same()
     )
 
 
+def test_forks_while_many_threads_allocate():
+    """No thread leaves the store of spare blocks locked in a child that it is not in."""
+    python(
+        FORK
+        + """
+core.set_num_threads(1)
+small = problem(Case("rnn_tanh", T=17, B=4, I=8, H=64))
+def one():
+    run(core, small)
+one()
+stop = threading.Event()
+def many():
+    while not stop.is_set(): one()
+threads = [threading.Thread(target=many) for _ in range(24)]
+for t in threads: t.start()
+try:
+    for _ in range(50): join(child(one))
+finally:
+    stop.set()
+for t in threads: t.join()
+"""
+    )
+
+
 # Signals -------------------------------------------------------------------------------------------------------------
 
 INTERRUPT = """
