@@ -30,6 +30,7 @@ import compare  # noqa: E402
 import loops  # noqa: E402
 import paired  # noqa: E402
 import peers  # noqa: E402
+import python_threads  # noqa: E402
 import shapes  # noqa: E402
 
 # 1e12 operations a second, 1e11 bytes a second and thread from L1, halved from level to level, no barrier, no chain
@@ -183,6 +184,11 @@ def test_bare_loops_run(capsys):
         pytest.skip("needs AVX-512 and an assembler")
     assert loops.main(["--rounds=1"]) == 0
     assert "tile 6x4, panel in L2" in capsys.readouterr().out
+
+
+def test_python_threads_are_measured(capsys):
+    assert python_threads.main(["--rounds=1", "--seconds=0.01"]) == 0
+    assert "2 threads over one" in capsys.readouterr().out
 
 
 # --- the comparison ---

@@ -254,10 +254,10 @@ def scratch(typing: Any, size: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-def step_of(pointwise, widths, segments, h_segment, apart, two_states, bias=2):  # type: ignore[no-untyped-def]
+def step_of(pointwise, widths, segments, h_segment, plain, two_states, bias=2):  # type: ignore[no-untyped-def]
     """Make a cell's step over rows: step(w, x, x_step, h, h_step, c, c_step, rows, H, like), all but w, what `fields`
-    gives, and `like` integers: addresses, bytes from a row to the next. widths: of the panels it meets. bias: which of
-    w it is."""
+    gives, and `like` integers: addresses, bytes from a row to the next. widths: of the panels it meets. plain: as in
+    `describe`. bias: which of w it is."""
     table = table_of(widths, fetch=False)
 
     @inner
@@ -281,8 +281,8 @@ def step_of(pointwise, widths, segments, h_segment, apart, two_states, bias=2): 
                 put(a_c, i, cells + i * stride * size)
                 if two_states:
                     copy(cells + i * stride * size, c + (row0 + i) * c_step, H * size)
-                if apart:
-                    copy(gate + apart * stride * size, of_bias + apart * stride * size, stride * size)
+                if plain >= 0:
+                    copy(gate + plain * stride * size, of_bias + plain * stride * size, stride * size)
             clear(p, PRODUCT_BYTES)
             g = at(p, PRODUCT)
             g.tiles = table(like)
@@ -346,10 +346,10 @@ def rnn_pointwise(p, q, like, w):
 
 
 LINEAR = (min(PANEL, WIDEST), PANEL)
-lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, 0, True)
+lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, -1, True)
 gru_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
-gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, 0, False, bias=3)
-rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, 0, False)
+gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, -1, False, bias=3)
+rnn_rows = step_of(rnn_pointwise, LINEAR, 1, 0, -1, False)
 
 
 # What does not fit is refused: by its type when a call is compiled, which takes no time where it fits; by its shape
