@@ -322,22 +322,30 @@ def test_a_state_is_read_whole(backend):
     for x in xs:
         stream.step(x)
         legal.add(read())
-    stream.reset()
-    found = set()
+    stop, found = threading.Event(), set()
+
+    def until_done(call):
+        while not stop.is_set():
+            with contextlib.suppress(RuntimeError):  # until the other one is out of the way
+                return call()
+        return None
 
     def steps():
-        for x in xs:
-            while True:  # until no one reads
-                with contextlib.suppress(RuntimeError):
-                    stream.step(x)
-                    break
+        while not stop.is_set():
+            until_done(stream.reset)
+            for x in xs:
+                until_done(lambda x=x: stream.step(x))
 
-    thread = threading.Thread(target=steps)
+    thread, interval = threading.Thread(target=steps), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
     thread.start()
-    while thread.is_alive():
-        with contextlib.suppress(RuntimeError):
-            found.add(read())
-    assert found
+    try:
+        while len(found) < 300:
+            found.add(until_done(read))
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(interval)
     assert found <= legal
 
 
