@@ -63,7 +63,8 @@ cdef double PATIENCE = 1e-3                  # a worker that has not answered by
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
-# The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter.
+# The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter. A barrier and a call of two
+# threads, measured; how both grow with the threads is a guess.
 cdef double COST_BARRIER = 350, COST_CALL = 2000
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic

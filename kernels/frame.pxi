@@ -131,7 +131,8 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double arithmetic = rows * (columns * l.H + of_x) * size / 4 / RATE_FMA
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
-    return max(arithmetic, weights / rate) + streaming + pointwise + (COST_BARRIER * l.cell.stages if width > 1 else 0)
+    cdef double meeting = COST_BARRIER * l.cell.stages * (width + 2) / 4 if width > 1 else 0
+    return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
 cdef void deal(Group *g, int groups) noexcept:
@@ -157,7 +158,7 @@ cdef void divide(Run *run, int wanted):
     cdef Direction *d = &run.direction[0]
     cdef Layer *l = &d.layer
     cdef int directions = run.directions
-    cdef int each = max(1, wanted // directions), width, groups
+    cdef int each = max(1, wanted // directions), width, groups, size
     cdef double scale = 3 if run.backward else 1, cost
     cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = alone
     run.size = run.width = 1
@@ -165,17 +166,18 @@ cdef void divide(Run *run, int wanted):
     run.patience = 0
     if wanted <= 1 or d.B == 0:
         return
-    for width in range(1, each + 1):
-        groups = each // width
-        if width > l.units or groups > d.B or groups * width * directions <= 1:
-            continue
-        cost = COST_CALL + scale * d.steps * step_cost(d, groups, width)
-        if cost < best:
-            best = cost
-            run.patience = min(.5e-9 * (alone - best), PATIENCE)
-            run.width = width
-            run.groups = groups * directions
-            run.size = run.groups * width
+    for width in range(1, min(each, l.units) + 1):
+        groups = min(each // width, d.B)
+        while groups * width * directions > 1:
+            size = groups * width * directions
+            cost = COST_CALL * (size + 6) / 8 + scale * d.steps * step_cost(d, groups, width)
+            if cost < best:
+                best = cost
+                run.patience = min(.5e-9 * (alone - best), PATIENCE)
+                run.size = size
+                run.width = width
+                run.groups = groups * directions
+            groups //= 2                                        # all, half, a quarter of them: it need not be exact
 
 
 cdef inline Py_ssize_t chunk_rows(Direction *d) noexcept nogil:

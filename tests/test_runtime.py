@@ -156,6 +156,24 @@ print(time.process_time() - start)
     assert float(out) < 0.25, "the team spins while nothing is to do"
 
 
+@pytest.mark.skipif(not LINUX, reason="threads are counted the Linux way")
+@pytest.mark.parametrize("backend", ["cython", "numba"])
+def test_of_more_threads_than_blocks_of_units_some_are_used(backend):
+    """Sixteen threads for one sequence and four vectors of units: neither all of them nor one alone."""
+    if backend == "numba":
+        pytest.importorskip("numba")
+    script = """
+lstm, x = fusedrnn.LSTM(32, 64, rng=0), np.ones((100, 1, 32), np.float32)
+fusedrnn.set_num_threads(1)
+lstm(x)
+before = len(os.listdir("/proc/self/task"))
+fusedrnn.set_num_threads(16)
+lstm(x)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    assert 1 <= int(python(script, FUSEDRNN_BACKEND=backend)) < 16
+
+
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_no_worker_is_lost():
     assert python(BURSTS, FUSEDRNN_BACKEND="cython") == "done"

@@ -1173,7 +1173,7 @@ def step_cost(d, groups, width):
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
     streaming = STREAMING * weights / rate if weights > L2_SHARE else 0.0
-    meeting = COST_BARRIER * get(l.cell, STAGES) if width > 1 else 0.0
+    meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
@@ -1195,17 +1195,18 @@ def divide(run, wanted):
     r.patience = 0.0
     if wanted <= 1 or q.B == 0:
         return
-    for width in range(1, each + 1):
-        groups = each // width
-        if width > units or groups > q.B or groups * width * directions <= 1:
-            continue
-        cost = COST_CALL + scale * q.steps * step_cost(d, groups, width)
-        if cost < best:
-            best = cost
-            r.patience = min(0.5e-9 * (alone - best), PATIENCE)
-            r.width = width
-            r.groups = groups * directions
-            r.size = r.groups * width
+    for width in range(1, min(each, units) + 1):
+        groups = min(each // width, q.B)
+        while groups * width * directions > 1:
+            size = groups * width * directions
+            cost = COST_CALL * (size + 6) / 8 + scale * q.steps * step_cost(d, groups, width)
+            if cost < best:
+                best = cost
+                r.patience = min(0.5e-9 * (alone - best), PATIENCE)
+                r.size = size
+                r.width = width
+                r.groups = groups * directions
+            groups //= 2  # all, half, a quarter of them: it need not be exact
 
 
 @inner
