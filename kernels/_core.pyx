@@ -15,8 +15,10 @@ import os
 
 import numpy
 
+from fusedrnn.threads import at_first
+
 from tiles cimport (
-    TEAM_MOST, barrier_line, cpu_compiler, cpu_count, cpu_isa, cpu_seconds, cpu_tiles, product_t, team_acquire,
+    TEAM_MOST, barrier_line, cpu_compiler, cpu_isa, cpu_seconds, cpu_tiles, product_t, team_acquire,
     team_barrier, team_release, team_run, tiles_t,
 )
 
@@ -397,14 +399,14 @@ def compiler():
 include "probe.pxi"
 
 
-cdef int from_environment(str name, default, choose) except -1:
-    """Apply an environment variable, naming it where its value does not fit; an empty one counts as none."""
+cdef int choose_isa() except -1:
+    """FUSEDRNN_ISA, or the best one; an empty one counts as none."""
     try:
-        choose(os.environ.get(name) or default)
+        set_isa(os.environ.get("FUSEDRNN_ISA") or available_isas()[0])
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise ValueError(f"FUSEDRNN_ISA: {error}") from None
     return 0
 
 
-from_environment("FUSEDRNN_ISA", available_isas()[0], set_isa)
-from_environment("FUSEDRNN_NUM_THREADS", min(cpu_count(), TEAM_MOST), lambda n: set_num_threads(int(n)))
+choose_isa()
+set_num_threads(at_first())

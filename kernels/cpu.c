@@ -3,7 +3,6 @@
 
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -56,15 +55,6 @@ const tiles_t *cpu_tiles(const char *isa) {
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
         if (!strcmp(sets[i].name, isa) && sets[i].runs()) return sets[i].tiles;
     return NULL;
-}
-
-int cpu_count(void) {
-#if defined(__linux__)
-    cpu_set_t allowed;
-    if (!sched_getaffinity(0, sizeof allowed, &allowed)) return CPU_COUNT(&allowed);
-#endif
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n < 1 ? 1 : (int)n;
 }
 
 int cpu_here(void) {

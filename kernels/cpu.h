@@ -8,8 +8,6 @@
 const char *cpu_isa(int index);
 /* The two tables (float32, float64) of an instruction set, NULL where the name is unknown or cannot run here. */
 const tiles_t *cpu_tiles(const char *isa);
-/* CPUs that this thread may run on. */
-int cpu_count(void);
 /* The CPU that this thread runs on; -1 where the system does not tell. */
 int cpu_here(void);
 /* Moves this thread to another of its CPUs, if they are as many as these threads, and leaves it free to come back. */

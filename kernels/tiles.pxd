@@ -92,7 +92,6 @@ cdef extern from "team.h" nogil:
 cdef extern from "cpu.h" nogil:
     const char *cpu_isa(int index)
     const tiles_t *cpu_tiles(const char *isa)
-    int cpu_count()
     double cpu_seconds()
     ctypedef unsigned long fp_state
     fp_state fp_now()

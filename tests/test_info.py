@@ -97,6 +97,36 @@ def test_number_of_threads_respects_affinity():
     assert python("-c", code + "import fusedrnn as fr; print(fr.get_num_threads())").stdout == "1\n"
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "cpus"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 2),
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "1000 100000"}, 1),
+        ("0::/", {"cpu.max": "1600000 100000"}, 8),
+        ("0::/a/b", {"cpu.max": "500000 100000", "a/cpu.max": "300000 100000", "a/b/cpu.max": "max 100000"}, 3),
+        ("3:cpu,cpuacct:/a\n0::/", {"cpu/a/cpu.cfs_quota_us": "50000", "cpu/a/cpu.cfs_period_us": "25000"}, 2),
+        ("3:cpu:/a", {"cpu/a/cpu.cfs_quota_us": "-1", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("3:cpu:/gone", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1),  # seen from within
+        ("3:cpuset:/a", {"cpuset/a/cpu.max": "100000 100000"}, 8),
+        ("0::/", {"cpu.max": "100000 0"}, 8),
+        ("0::/", {"cpu.max": "?"}, 8),
+        ("?", {"cpu.max": "100000 100000"}, 8),
+        (None, {"cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_number_of_threads_respects_control_groups(monkeypatch, tmp_path, groups, files, cpus):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(fr.threads, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(fr.threads, "CGROUPS", tmp_path / "all")
+    for name, text in files.items():
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).write_text(text + "\n")
+    if groups is not None:
+        (tmp_path / "own").write_text(groups + "\n")
+    assert fr.threads.available_cpus() == cpus
+
+
 @pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--junk"), ("junk",)])
 def test_arguments_that_no_command_takes(arguments):
     result = python("-m", "fusedrnn", *arguments)

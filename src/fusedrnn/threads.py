@@ -1,10 +1,13 @@
 """How many threads one call of a compiled backend may use. The reference runs in the caller's thread alone.
 
 Any number gives the same bits. FUSEDRNN_NUM_THREADS is the number at the start; without it, it is the CPUs this process
-may run on.
+may use.
 """
 
+import contextlib
+import math
 import os
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from fusedrnn import backends, checks
@@ -14,7 +17,11 @@ __all__ = ["MOST", "available_cpus", "get_num_threads", "set_num_threads"]
 MOST: Final = 256
 """The largest team."""
 
-# Checked here, at import; the compiled module reads it again when it is loaded, and then keeps the number.
+CGROUPS: Final = Path("/sys/fs/cgroup")
+OWN_CGROUPS: Final = Path("/proc/self/cgroup")
+"""Linux's control groups, and those of this process."""
+
+# The compiled module begins with it when it is loaded, and then keeps the number itself.
 _number: int | None = None
 if _wanted := os.environ.get("FUSEDRNN_NUM_THREADS"):
     _number = checks.size_text("FUSEDRNN_NUM_THREADS", _wanted, most=MOST)
@@ -56,7 +63,7 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What `set_num_threads` was given last, or FUSEDRNN_NUM_THREADS, or the number of CPUs this process may run on.
+        What `set_num_threads` was given last, or FUSEDRNN_NUM_THREADS, or the number of CPUs this process may use.
 
     Examples
     --------
@@ -66,17 +73,50 @@ def get_num_threads() -> int:
     """
     if (core := backends.compiled()) is not None:
         return int(core.get_num_threads())
-    return _number or available_cpus()
+    return at_first()
 
 
-def available_cpus() -> int:
-    """Count the CPUs this process may run on.
+def at_first() -> int:
+    """How many threads a call may use as long as there is no compiled module to ask.
 
     Returns
     -------
     int
-        At least 1.
+        As of `get_num_threads`.
     """
-    if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), MOST)
-    return min(os.cpu_count() or 1, MOST)
+    return _number or available_cpus()
+
+
+def available_cpus() -> int:
+    """Count the CPUs this process may use.
+
+    Returns
+    -------
+    int
+        Those it may run on, or fewer where a control group, a container's for instance, leaves it less of their time:
+        2 where it leaves it that of 1.5. At least 1.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(min(_quota(), MOST))))
+
+
+def _quota() -> float:
+    """The CPUs whose time the control groups of this process, and those around them, leave it; infinity without any."""
+    least = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        for line in OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:  # version 2
+                root, names = CGROUPS, ["cpu.max"]
+            elif "cpu" in controllers.split(","):
+                root, names = CGROUPS / "cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+            else:
+                continue
+            own = PurePosixPath(group.lstrip("/"))
+            for path in (own, *own.parents):
+                with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+                    texts = [(root / path / name).read_text(encoding="utf-8") for name in names]
+                    quota, period = " ".join(texts).split()  # "150000 100000", "max 100000", "-1 100000"
+                    if quota not in ("max", "-1"):
+                        least = min(least, int(quota) / int(period))
+    return least
