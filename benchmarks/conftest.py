@@ -92,7 +92,7 @@ class Watch:
             "limit": statistics.mode(b.limit for b, _ in pairs),
             "bound": statistics.median(b.seconds for b, _ in pairs),
             "fraction": statistics.median(fractions),
-            "fractions": [round(f, 5) for f in fractions],
+            "fractions": [float(f"{f:.5g}") for f in fractions],
         }
 
 

@@ -148,6 +148,16 @@ def test_a_threads_own_choice_comes_before_the_main_threads(fastest):
     assert found == [fastest]
 
 
+def test_blocks_of_a_thread_lie_in_each_other(fastest):
+    def work():
+        with fr.use_backend(OTHER):
+            with fr.use_backend(fastest):
+                inside = name()
+            return inside, name()
+
+    assert in_thread(work) == (fastest, OTHER)
+
+
 def test_the_environment_chooses():
     show = "print(fr.backends.get().name); "
     code = f"import fusedrnn as fr; {show} fr.use_backend('reference'); {show}"
@@ -155,6 +165,8 @@ def test_the_environment_chooses():
     assert python(code, FUSEDRNN_BACKEND="reference").stdout.split() == [OTHER, OTHER]
     assert python(code, FUSEDRNN_BACKEND="").stdout.split() == [fastest, OTHER]
     assert python(code).stdout.split() == [fastest, OTHER]
+    code = code.replace(OTHER, fastest)
+    assert python(code, FUSEDRNN_BACKEND=OTHER).stdout.split() == [OTHER, fastest]
 
 
 def test_the_environment_names_no_backend():
@@ -205,3 +217,5 @@ def test_importing_loads_no_backend():
     names = ("fusedrnn._core", "numba", "fusedrnn.reference")
     code = f"import sys; import fusedrnn; print([n for n in sys.modules if n in {names}])"
     assert python(code).stdout == "[]\n"
+    code = "import sys, fusedrnn; fusedrnn.backends.available(); print('numba' in sys.modules)"
+    assert python(code).stdout == "False\n"

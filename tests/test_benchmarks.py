@@ -7,11 +7,13 @@ same; on made-up runs for its statistics, and on processes that really are slowe
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import shutil
 import subprocess
 import sys
+import types
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import numpy as np
 import pytest
 
 import fusedrnn as fr
-from fusedrnn.bench import contenders, machine, race, roofline, work
+from fusedrnn.bench import contenders, machine, quick, race, roofline, text, work
 from fusedrnn.bench.machine import Limits
 from fusedrnn.bench.work import Work
 
@@ -95,11 +97,41 @@ def test_a_barrier_that_takes_most_of_the_time_binds():
     assert bound.seconds == pytest.approx(50 * (half / 1e11 + 4e-7))
 
 
+def test_barriers_of_every_stage_layer_and_pass():
+    job = Work("gru_reset_before", 1, 50, 4, 60, layers=2)
+    bound = roofline.bound(job, "training", replaced(barrier=1.2e-7))
+    share = 3 * 60 * 60 * 4 / 2  # fits L1
+    assert bound == roofline.Bound(pytest.approx(50 * 2 * 2 * (share / 1e11 + 2 * 1.2e-7)), "barrier")
+
+
+def test_two_directions_need_no_barrier():
+    job = Work("rnn_tanh", 1, 50, 4, 120, bidirectional=True)
+    bound = roofline.bound(job, "inference", replaced(barrier=1.0))
+    assert bound == roofline.Bound(pytest.approx(50 * roofline.reading(120 * 120 * 4, SIMPLE)[0]), "weights in L2")
+
+
+@pytest.mark.parametrize(("cell", "D", "kept"), [("rnn_tanh", 1, 0), ("lstm", 1, 5), ("gru", 2, 4)])
+def test_training_moves_its_tape_and_its_gradients(cell, D, kept):
+    job = Work(cell, 10**6, 1, 3, 64, bidirectional=D == 2)
+    for mode, numbers in (("inference", 3 + D * 64), ("training", 3 * 3 + 3 * D * 64 + 2 * kept * D * 64)):
+        seconds, _ = roofline.reading(10**6 * numbers * 4 / 2, SIMPLE)
+        bound = roofline.bound(job, mode, replaced(flops=math.inf))
+        assert bound == roofline.Bound(pytest.approx(seconds), "data in memory")
+
+
+def test_flops_of_stacked_layers_of_two_directions():
+    job = Work("lstm", 2, 3, 5, 7, layers=2, bidirectional=True)
+    assert job.flops() == 2 * 2 * 3 * 2 * 4 * 7 * (5 + 7 + 2 * 7 + 7)
+    assert [a.shape for a in work.training(job, "reference")()[:2]] == [job.x.shape, (28, 5)]
+
+
 def test_a_chain_binds_the_smallest():
     bound = roofline.bound(Work("lstm", 1, 100, 1, 8), "inference", replaced(latency=1.6e-9))
     assert bound == roofline.Bound(100 * 8 * 1.6e-9, "chain")
     twice = roofline.bound(Work("gru_reset_before", 1, 100, 1, 8), "inference", replaced(latency=1.6e-9))
     assert twice == roofline.Bound(100 * 16 * 1.6e-9, "chain")
+    bound = roofline.bound(Work("lstm", 1, 100, 1, 8, layers=2), "training", replaced(latency=1.6e-9))
+    assert bound == roofline.Bound(pytest.approx(100 * 2 * (8 + 4 * 8) * 1.6e-9), "chain")
 
 
 def test_padding_costs_no_arithmetic():
@@ -130,6 +162,64 @@ def test_every_cell_pass_and_shape_has_a_bound(cell, mode):
         assert 0 < bound.seconds < math.inf
         assert bound.limit.partition(" ")[0] in {"arithmetic", "weights", "data", "chain", "barrier"}
         assert bound.seconds >= roofline.bound(job, mode, machine.scaled(limits, 4)).seconds * 0.99
+
+
+def test_more_threads_bring_what_is_a_cores_own():
+    limits = machine.scaled(replaced(barrier=1e-7), 8)
+    assert (limits.threads, limits.flops) == (8, 4e12)
+    assert limits.bandwidth == {"L1": 8e11, "L2": 4e11, "L3": 5e10, "memory": 2.5e10}
+    assert limits.barrier == pytest.approx(7e-7)
+    assert machine.scaled(dataclasses.replace(limits, threads=1), 2).barrier == 0
+
+
+def test_levels_and_threads(monkeypatch):
+    monkeypatch.setattr(machine, "caches", lambda: {"L1": 32, "L2": 100, "L3": 1200})
+    assert [machine.share(level, 2) for level in machine.LEVELS] == [32, 100, 600, math.inf]
+    assert [machine.at_level(level, 2) for level in machine.LEVELS] == [16, 64, 300, 64 << 20]
+    assert machine.at_level("L3", 12) == 200
+    for cpus, counts in ((1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
+        monkeypatch.setattr(fr.threads, "available_cpus", lambda cpus=cpus: cpus)
+        assert machine.thread_counts() == counts
+
+
+@pytest.mark.parametrize(
+    ("found", "sizes"),
+    [
+        ([("1", "Data", 48), ("1", "Instruction", 32), ("2", "Unified", 2048)], (48 << 10, 2 << 20, 0)),
+        ([("1", "Instruction", 64), ("3", "Unified", 2048)], (32 << 10, 1 << 20, 8 << 20)),  # no data: guesses
+    ],
+)
+def test_caches_are_those_of_data(found, sizes, tmp_path, monkeypatch):
+    for i, entry in enumerate(found):
+        (tmp_path / f"index{i}").mkdir()
+        for name, value in zip(("level", "type", "size"), entry, strict=True):
+            content = f"{value}K\n" if name == "size" else f"{value}\n"
+            (tmp_path / f"index{i}" / name).write_text(content, encoding="ascii")
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path)
+    assert tuple(machine.caches.__wrapped__().values()) == sizes
+
+
+def test_a_probe_is_patient(monkeypatch):
+    """None is a probe that the team keeps away from."""
+    monkeypatch.setattr(machine, "core", lambda: types.SimpleNamespace(isa=lambda: "none"))
+    monkeypatch.setattr(machine, "best", {})
+    monkeypatch.setattr(machine, "PAUSE", 0)
+
+    def probed(*rates):
+        left = list(rates)
+
+        def measure():
+            if (rate := left.pop(0)) is None:
+                raise RuntimeError
+            return rate
+
+        return machine.patiently(("flops",), measure)
+
+    assert probed(None, 10.0) == 10
+    assert probed(1.0, None, 9.0) == 9
+    assert probed(*[1.0] * machine.TRIALS) == 1
+    assert math.isnan(probed(*[None] * machine.TRIALS))
+    assert machine.best == {("none", "flops"): 10}
 
 
 @pytest.mark.usefixtures("core")
@@ -167,8 +257,6 @@ def test_probe_is_printed(core, capsys, monkeypatch):
 
 
 def test_bench_is_printed(capsys):
-    from fusedrnn.bench import quick
-
     quick.main(["--peers=", "--seconds=0.001"])
     printed = capsys.readouterr()
     assert "of the limit" in printed.out
@@ -177,6 +265,27 @@ def test_bench_is_printed(capsys):
         with pytest.raises(SystemExit):
             quick.main([option])
         assert f"{option.partition('=')[0]}: expected" in capsys.readouterr().err
+
+
+def test_bench_prints_a_row_for_each_job(capsys, monkeypatch):
+    def raced(started, job, mode, *_):
+        times = {one.name: [2e-3 * (1 + 2 * i * job.B)] * 3 for i, one in enumerate(started)}
+        return race.Result(job, mode, times, [1e-3] * 3, "chain")
+
+    monkeypatch.setattr(quick, "JOBS", ((Work("lstm", 1, 2, 3, 4), "inference"), (Work("gru", 5, 6, 7, 8), "training")))
+    monkeypatch.setattr(machine, "is_probed", lambda: False)
+    names = ["fusedrnn.cython", "torch", "jax"]
+    started = [types.SimpleNamespace(name=name, close=lambda: None) for name in names]
+    asked = []
+    monkeypatch.setattr(race, "start", lambda names, threads, _: asked.append((names[0], threads)) or started)
+    monkeypatch.setattr(race, "ready", lambda *_: started)
+    monkeypatch.setattr(race, "race", raced)
+    quick.main(["--threads=3"])
+    assert asked == [(f"fusedrnn.{fr.backends.available()[0]}", 3)]
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "lstm inference 1 2 3 4 2.00 ms 6.00 ms 10.0 ms 3.00 50 % █████····· chain" in printed
+    assert "gru training 5 6 7 8 2.00 ms 22.0 ms 42.0 ms 11.00 50 % █████····· chain" in printed
+    assert "The best peer takes 5.74 times as long, 3.00 at least." in printed
 
 
 def test_bare_loops_run(capsys):
@@ -189,6 +298,34 @@ def test_bare_loops_run(capsys):
 def test_python_threads_are_measured(capsys):
     assert python_threads.main(["--rounds=1", "--seconds=0.01"]) == 0
     assert "2 threads over one" in capsys.readouterr().out
+
+
+def test_python_threads_are_compared(capsys, monkeypatch):
+    monkeypatch.setattr(python_threads, "rate", lambda _, threads, seconds: 1000 * threads**0.5 * seconds)
+    python_threads.main(["--threads=9", "--rounds=2", "--seconds=1"])
+    assert capsys.readouterr().out.splitlines()[2].split() == ["32", "1.00", "ms", "3.00"]
+
+
+def test_shapes_are_shortened_and_ragged():
+    assert [shapes.shortened("rnn_tanh", (2, T, 3, 5), 1600.0).T for T in (4, 9, 20)] == [4, 9, 10]  # 160 a step
+    assert shapes.shortened("rnn_tanh", (2, 20, 3, 5), 0.0).T == shapes.FEWEST
+    assert shapes.ragged("one_long", 3, 50) == (50, 5, 5)
+    assert shapes.ragged("all_short", 3, 50) == (5, 5, 5)
+    assert set(shapes.ragged("uniform", 1000, 9)) == set(range(1, 10))
+
+
+def test_a_benchmarks_fractions_and_ratios(monkeypatch):
+    pytest.importorskip("pytest_benchmark")
+    spec = importlib.util.spec_from_file_location("benchmarks_conftest", ROOT / "benchmarks/conftest.py")
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    watch = object.__new__(made.Watch)
+    watch.bounds = [roofline.Bound(*bound) for bound in ((1.0, "chain"), (math.nan, "not probed"), (3.0, "chain"))]
+    expected = {"limit": "chain", "bound": 2.0, "fraction": 0.625, "fractions": [0.5, 0.75]}
+    assert watch.fractions([2.0, 2.0, 4.0]) == expected
+    assert watch.fractions([1e7, 2.0, 3e7])["fractions"] == [1e-7, 1e-7]  # whose logarithms are taken
+    monkeypatch.setattr(work, "once", lambda run, _: run)
+    assert made.Timer(types.SimpleNamespace(enabled=True)).ratio(6.0, 2.0) == 3.0
 
 
 # --- the comparison ---
@@ -205,6 +342,7 @@ def made_up(rng: np.random.Generator, slow: float = 1.0, noise: float = 0.03, be
     return run
 
 
+ORACLE = {"fractions": [0.5], "limit": "L2", "bound": 1.0, "kernel": "kernel 0", "backend": "reference"}
 KERNELS = {str(i): f"kernel {i // 10}" for i in range(200)}
 
 
@@ -249,6 +387,32 @@ def test_everything_slower_is_caught():
     assert compare.together(found).percent == pytest.approx(-100 / 6, abs=2)
 
 
+def test_what_is_slower():
+    for change, noise, slower in ((-0.1, 0.01, True), (-0.1, 0.03, False), (-0.08, 0.0, False), (0.5, 0.0, False)):
+        assert compare.Change("a", change, noise).slower == slower
+        assert compare.Change("a", -change, noise).faster == slower
+    assert compare.Change("a", math.log(0.5), 0.0).percent == pytest.approx(-50)
+    assert compare.error([1.0, 2.0, 3.0, 4.0, 9.0]) == pytest.approx(1.2533 * 1.4826 / math.sqrt(5) * 1.5)
+    assert compare.error([1.0]) == math.inf
+    found = [compare.Change(name, -0.1, 0.03) for name in "abc"]  # none of them by itself
+    assert compare.report(found, {})[1]
+    assert not compare.by_kernel(found, {"a": "one", "b": "one", "c": "other"})
+    table, _ = compare.report([*found, compare.Change("fast", 0.5, 0.0), compare.Change("slow", -0.5, 0.0)], {})
+    assert table.index("slow") < table.index("fast")
+
+
+def test_limits_that_moved():
+    """Against the others of their kind: those of all memory may be another machine's."""
+    base = {name: {"limit": "memory" if name < "d" else "chain", "bound": 1.0} for name in "abcdef"}
+    new = {name: info | {"bound": 2.0 if name in "abf" else 1.0} for name, info in base.items()}
+    assert compare.disturbed(base, new) == {"c", "f"}
+
+
+def test_a_pair_is_settled():
+    for change, noise, settled in ((0.0, 0.2, False), (0.0, 0.05, True), (-0.15, 0.02, True), (-0.15, 0.04, False)):
+        assert paired.settled(compare.Change("a", change, noise)) == settled
+
+
 def test_a_file_that_is_not_there(tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([str(tmp_path / "base.json"), str(tmp_path / "new.json")])
@@ -267,7 +431,10 @@ def test_compare_reads_what_bench_wrote(tmp_path, capsys):
         if name == "same":  # a neighbour had the cache: the fraction is of another limit
             infos["150"].update(fractions=[f / 3 for f in infos["150"]["fractions"]], bound=1 / 3)
         entries = [{"name": n, "extra_info": info} for n, info in infos.items()]
-        run = {"machine_info": about, "benchmarks": [*entries, {"name": "import", "extra_info": {}}]}
+        if name == "base":
+            entries += [{"name": "old", "extra_info": infos["0"]}]
+        entries += [{"name": "import", "extra_info": {}}, {"name": "oracle", "extra_info": ORACLE}]
+        run = {"machine_info": about, "benchmarks": entries}
         (tmp_path / f"{name}.json").write_text(json.dumps(run), encoding="utf-8")
     base, same, slow = (str(tmp_path / f"{name}.json") for name in ("base", "same", "slow"))
     assert compare.main([base, same]) == 0
@@ -276,6 +443,7 @@ def test_compare_reads_what_bench_wrote(tmp_path, capsys):
     assert "199 benchmarks: 0 slower" in printed
     assert compare.main([base, slow]) == 1
     printed = capsys.readouterr().out
+    assert "1 benchmarks are not in new" in printed
     assert "200 benchmarks: 10 slower" in printed
     assert "kernel 0 cython, 10 shapes" in printed
 
@@ -348,13 +516,151 @@ def test_contenders_agree(name, mode):
             sys.modules["torch"].set_grad_enabled(True)
 
 
+def test_torch_trains_alike():
+    """And its gradients do not add up from run to run."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    try:
+        for cell in ("rnn_tanh", "gru", "lstm"):
+            job = Work(cell, 3, 4, 5, 6, layers=2, bidirectional=True)
+            run = contenders.torch(job, "training", 1)
+            want = work.arrays(work.training(job, "reference")())
+            for _ in range(2):
+                work.assert_right(job, work.arrays(run()), want)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_ragged_work():
+    job = Work("lstm", 2, 3, 4, 5, lengths=(3, 1))
+    for answer in (work.inference(job, "reference")(), work.training(job, "reference")()[0]):
+        assert (answer != 0).any(axis=2).tolist() == [[True, True], [True, False], [True, False]]
+    with pytest.raises(contenders.NotOffered, match="whole sequences"):
+        contenders.numpy(job, "inference", 1)
+
+
+def test_our_contenders_have_their_backend_and_threads(monkeypatch):
+    threads = fr.get_num_threads()
+    monkeypatch.setitem(work.MODES, "inference", lambda _, backend: (backend, fr.get_num_threads()))
+    try:
+        for n, name in enumerate(fr.backends.NAMES, 1):
+            run = contenders.CONTENDERS[f"fusedrnn.{name}"](Work("lstm", 1, 1, 1, 1), "inference", n)
+            assert run == (name, n)
+    finally:
+        fr.set_num_threads(threads)
+
+
+def test_once_is_a_median(monkeypatch):
+    now, steps = [0.0], iter([1.0, 7.0, 3.0])
+
+    def run():
+        now[0] += next(steps)
+
+    monkeypatch.setattr(work, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    assert work.once(run, 0.0) == 3
+
+
 def test_a_wrong_answer_is_never_timed():
     job = Work("lstm", 2, 3, 4, 5)
     right = work.arrays(work.inference(job, "reference")())
     with pytest.raises(AssertionError, match="off by"):
         work.assert_right(job, [1.001 * a for a in right], right)
-    with pytest.raises(AssertionError, match="off by inf"):
-        work.assert_right(job, [a[1:] for a in right], right)
+    for wrong in ([a[1:] for a in right], [np.nan * a for a in right]):
+        with pytest.raises(AssertionError, match="off by inf"):
+            work.assert_right(job, wrong, right)
+    with pytest.raises(AssertionError, match="off by"):
+        work.assert_right(job, [1.001 * right[0], *right], [*right, *right])
+
+
+def test_results_of_a_race():
+    job = Work("lstm", 2, 3, 4, 5)
+    times = {
+        "fusedrnn": [1.0, 2.0, 10.0],
+        "fusedrnn.numba": [0.5, 1.0, 5.0],
+        "jax": [3.0, 6.0, 30.0],
+        "torch": [8.0, 4.0, 20.0],
+    }
+    result = race.Result(job, "training", times, [0.5, math.nan, 2.5], "chain")
+    found = result.record()
+    assert found["seconds"] == {"fusedrnn": 2, "fusedrnn.numba": 1, "jax": 6, "torch": 8}
+    assert found["ratio"] == {"fusedrnn": 1, "fusedrnn.numba": 0.5, "jax": 3, "torch": 2}
+    assert found["fraction"]["fusedrnn"] == 0.375
+    assert found["flops"] == 3 * job.flops()
+    assert result.best() == "torch"
+
+
+def test_contenders_that_differ_are_not_raced():
+    class Made:
+        def __init__(self, name, answer):
+            self.name, self.answer = name, answer
+
+        def ask(self, _):
+            if self.answer is None:
+                raise contenders.NotOffered("no such thing")
+            return self.answer
+
+    job, right, told = Work("lstm", 2, 3, 4, 5), [np.ones(3, np.float32)], []
+    ours, same, none = Made("fusedrnn", right), Made("torch", right), Made("jax", None)
+    assert race.ready([ours, same, none], job, "inference", told.append) == [ours, same]
+    assert told == [f"inference {job}: JAX is left out: no such thing"]
+    with pytest.raises(SystemExit, match="Keras and fusedrnn differ by"):
+        race.ready([ours, Made("keras", [1.01 * right[0]])], job, "inference")
+    with pytest.raises(SystemExit, match="no such thing"):
+        race.ready([none, ours], job, "inference")
+
+
+def test_a_race_goes_on_without_one_that_dies(monkeypatch):
+    """Every round begins with another one."""
+    turns, told = [], []
+
+    class Made:
+        def __init__(self, name, lives):
+            self.name, self.left = name, lives
+
+        def ask(self, request):
+            if request == "limits":
+                return roofline.Bound(1.0, "L2" if self.left == 9 else "chain")
+            turns.append(self.name)
+            self.left -= 1
+            if self.left < 0:
+                raise contenders.NotOffered("its process died")
+            return request
+
+    monkeypatch.setattr(machine, "is_probed", lambda: True)
+    monkeypatch.setattr(race, "PAUSE", 0)
+    made, job = [Made("fusedrnn", 9), Made("torch", 9), Made("jax", 1)], Work("lstm", 2, 3, 4, 5)
+    result = race.race(made, job, "inference", 3, 0.5, told.append)
+    assert result.seconds == {"fusedrnn": [0.5] * 3, "torch": [0.5] * 3}
+    assert (result.bounds, result.limit) == ([1.0] * 3, "chain")
+    assert turns == ["fusedrnn", "torch", "jax", "torch", "jax", "fusedrnn", "fusedrnn", "torch"]
+    assert told == [f"inference {job}: JAX is left out: its process died"]
+
+
+@pytest.mark.parametrize(
+    ("found", "shown"),
+    [
+        (text.number(1234.5), "1234"),
+        (text.number(12.345), "12.3"),
+        (text.number(9.996), "10.0"),
+        (text.number(0.0012345), "0.00123"),
+        (text.number(0), "0.00"),
+        (text.number(math.nan), "–"),
+        (text.size(1023), "1023 B"),
+        (text.size(1536), "1.50 KiB"),
+        (text.size(3 << 20), "3.00 MiB"),
+        (text.duration(1.5), "1.50 s"),
+        (text.duration(2.5e-3), "2.50 ms"),
+        (text.duration(2.5e-6), "2.50 µs"),
+        (text.duration(2.5e-9), "2.50 ns"),
+        (text.bar(0.26, 4), "█···"),
+        (text.bar(7.0, 4), "████"),
+        (text.bar(math.nan, 4), "····"),
+        (text.table([["", "head"], ["row", "1"]]), "     head\n───  ────\nrow     1"),
+        (text.markdown([["a", "b"], ["c", "1"]]), "| a | b |\n| --- | ---: |\n| c | 1 |"),
+    ],
+)
+def test_text(found, shown):
+    assert found == shown
 
 
 def test_a_missing_peer_is_reported(monkeypatch):
@@ -368,10 +674,32 @@ def test_a_missing_peer_is_reported(monkeypatch):
     assert "Nobody is left out" in told[0]
 
 
+def test_jobs_of_the_comparison_with_peers(monkeypatch):
+    options = peers.parse(["--cells=gru", "--dtype=float64", "--points", "1,7,3,5", "1,9,3,5"])
+    assert peers.jobs(options, "stream") == [Work("gru", 1, 1, 3, 5, "float64")]
+    assert peers.jobs(options, "training") == [Work("gru", 1, T, 3, 5, "float64") for T in (7, 9)]
+    monkeypatch.setattr(peers, "memory", lambda job, _: {"fusedrnn": job.T})
+    row, _ = peers.compare("memory", options)
+    assert row == {"mode": "memory", "cell": "gru", "B": 1, "T": 7, "I": 3, "H": 5, "KiB": {"fusedrnn": 7}}
+
+
+def test_slow_peers_are_left_out_of_long_jobs(monkeypatch):
+    def raced(quick, job, mode, *_):
+        return race.Result(job, mode, {one.name: [1.0] for one in quick}, [], "")
+
+    asked = []
+    started = [types.SimpleNamespace(name=name, close=lambda: None) for name in ("fusedrnn", "numpy")]
+    monkeypatch.setattr(race, "start", lambda *_: started)
+    monkeypatch.setattr(race, "ready", lambda quick, *_: asked.append([one.name for one in quick]) or quick)
+    monkeypatch.setattr(race, "race", raced)
+    peers.compare("inference", peers.parse(["--cells=lstm", "--points", "1,7,3,5", "64,50,512,512"]))
+    assert asked == [["fusedrnn", "numpy"], ["fusedrnn"]]
+
+
 def test_the_comparison_with_peers_writes_its_results(tmp_path):
     path = tmp_path / "peers.json"
     arguments = ["stream", "--peers=numpy", "--cells=gru", "--points", "1,1,3,5", "--rounds=1", "--seconds=0"]
-    arguments += ["--spinning=1"]
+    arguments += ["--spinning=1", "--threads=1"]
     command = [sys.executable, peers.__file__, *arguments, "--json", str(path)]
     subprocess.run(command, check=True)
     run = json.loads(path.read_text(encoding="utf-8"))
@@ -380,6 +708,8 @@ def test_the_comparison_with_peers_writes_its_results(tmp_path):
     beside = set(fr.backends.available()) - {"reference", fr.backends.get().name}
     assert set(row["seconds"]) == {"fusedrnn", "numpy", *(f"fusedrnn.{name}" for name in beside)}
     assert run["machine_info"]["cpu"] == machine.cpu()
+    assert run["machine_info"]["threads"] == 1
+    assert run["command"] == f"make bench-peers ARGS='{' '.join(arguments)}'"
 
 
 # --- the report ---
@@ -399,6 +729,18 @@ ENTRIES = [
     ("scaling", "test_threads[cython]", SIZED | THREADED | PREDICTED),
     ("cold_start", "test_import", {"seconds": 0.05}),
 ]
+
+
+def test_tables_of_the_report(tmp_path):
+    report = pytest.importorskip("report", exc_type=ImportError)
+    (tmp_path / "page").write_text("no markers", encoding="utf-8")
+    with pytest.raises(SystemExit, match="page: expected <!-- report:begin --> and <!-- report:end -->, once each"):
+        report.write(tmp_path / "page", "lost")
+    rows = [{"group": "grid", "backend": "numba", "fraction": f} for f in (0.9, 0.2, 0.4)]
+    assert report.summary(rows).endswith("| grid | numba | 3 | 40 % | 20 % | 90 % |")
+    fast = replaced(dtype="float64", bandwidth={level: 2 * rate for level, rate in SIMPLE.bandwidth.items()})
+    entries = {limits.dtype: dataclasses.asdict(limits) for limits in (SIMPLE, fast)}
+    assert "| reading from L3, GB/s | 50.0 | 100 |" in report.limits({"limits": entries})
 
 
 def test_the_report_writes_tables_and_pictures(tmp_path):
@@ -427,9 +769,18 @@ def test_the_report_writes_tables_and_pictures(tmp_path):
         assert page.startswith("before\n<!-- report:begin -->\n\nMeasured on 2026-01-02")
         assert page.endswith("\n\n<!-- report:end -->\nafter\n")
         assert "\nold\n" not in page
-    for shown in ("2.00 ms | 46 % | weights in L2", "3.00 ms", "1.07", "T^1.00", "T^0.98", "**0.25**", "50.0 ms"):
+    for shown in (
+        "2.00 ms | 46 % | weights in L2",
+        "2.00 ms | 3.00 ms | 46 %",
+        "1.07",
+        "8, 32 | T^1.00 | T^0.98",
+        "**0.25**",
+        "50.0 ms",
+    ):
         assert shown in docs
+    assert "### DeepBench" not in docs  # nothing of it was measured
     assert "| `lstm` | forward | 2.00 | 5.00 | **2.00 (2.00 to 2.00)** | 46 % |" in readme
+    assert "| `gru` | forward | – | – | **–** | – |" in readme
     for name in ("roofline", "ratios", "scaling", "latency"):
         assert f"pictures/{name}.svg" in docs
         assert ET.parse(tmp_path / "docs" / "pictures" / f"{name}.svg").getroot().tag.endswith("svg")

@@ -1,6 +1,7 @@
 """Cells: against PyTorch, and against the layer whose single step they are. Errors are in test_checks.py."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -144,6 +145,15 @@ def test_a_tape_serves_one_backward_of_its_own_cell(backend):
     own.backward(tape)
     with pytest.raises(RuntimeError, match=r"^tape: a tape serves one backward"):
         own.backward(tape)
+
+
+def test_a_tape_stays_on_its_backend():
+    own, x = make("LSTM"), np.ones((B, I))
+    for name, other in itertools.permutations(fr.backends.available(), 2):
+        own.backend = name
+        _, tape = own.forward(x)
+        own.backend = other
+        assert own.backward(tape, (np.ones((B, H)), None)).x.shape == x.shape
 
 
 @pytest.mark.parametrize(

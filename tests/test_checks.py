@@ -148,7 +148,8 @@ def test_other_arguments():
     given = arguments("lstm")
     masked = np.ma.masked_array([1, 2, 3, 0], [0, 1, 0, 0])
     fails(TypeError, "lengths: expected integers, got a masked array", fr.lstm_forward, **given, lengths=masked)
-    fails(ValueError, "dropout: expected a number from 0 to 1, got inf", fr.LSTM, I, H, 2, dropout=10**400)
+    for n, shown in ((10**400, "inf"), (-(10**400), "-inf")):
+        fails(ValueError, f"dropout: expected a number from 0 to 1, got {shown}", fr.LSTM, I, H, 2, dropout=n)
     fails(TypeError, "rng: expected a numpy.random.Generator, a seed or None, got True", fr.LSTM, I, H, rng=True)
     layer = fr.LSTM(I, H)
     sentence = "x: expected float32 as the parameters, got float64"
@@ -156,6 +157,17 @@ def test_other_arguments():
     layer.parameters = None
     fails(TypeError, "parameters: expected a mapping, got NoneType", layer, zeros(T, B, I, dtype=F4))
     fails(TypeError, "backend: expected 'cython', 'numba' or 'reference', got NoneType", fr.backends.missing, None)
+
+
+def test_what_another_library_does_not_hand_over():
+    """A tensor that requires its gradient raises a RuntimeError."""
+
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("detach it")
+
+    sentence = "x: expected float32 or float64, got Tensor (detach it)"
+    fails(TypeError, sentence, fr.lstm_forward, **arguments("lstm") | {"x": Tensor()})
 
 
 def test_a_tape_is_opaque():
@@ -255,6 +267,8 @@ BAD_LAYER_OPTIONS = [
     ("dropout", "half", TypeError, "dropout: expected a number, got str"),
     ("dropout", True, TypeError, "dropout: expected a number, got bool"),
     ("dropout", None, TypeError, "dropout: expected a number, got NoneType"),
+    ("dropout", np.True_, TypeError, "dropout: expected a number, got bool"),
+    ("dropout", b"0.5", TypeError, "dropout: expected a number, got bytes"),
 ]
 
 
@@ -345,7 +359,9 @@ def test_state_of_layers(make):
             fails(TypeError, sentence + "3 parts", call, zeros(T, B, I), (state, state, state))
             fails(TypeError, sentence + "str", call, zeros(T, B, I), "hc")
         else:
-            fails(ValueError, "h0: expected shape (4, 4, 5), got (2, 4, 4, 5)", call, zeros(T, B, I), (state, state))
+            for n in (1, 2):
+                sentence = f"h0: expected shape (4, 4, 5), got ({n}, 4, 4, 5)"
+                fails(ValueError, sentence, call, zeros(T, B, I), (state,) * n)
 
 
 @pytest.mark.parametrize("make", LAYERS)
@@ -513,6 +529,13 @@ def test_sizes_of_a_call(cell, training, backend):
         needed = ((x.shape[0] + 2) * (x.shape[1] + 1) * (I + 8 * H) + 8 * (H + 64) * (I + H + 64)) * 8
         sentence = f"x: shape {x.shape} with hidden size 5 may need {needed} bytes, more than can be addressed ({MOST})"
         fails(ValueError, sentence, FORWARD[cell], x, **options)
+    many = 3 * 2**27  # as many as an array of weights can have
+    tall = {"w_ih": huge(GATES[cell] * many, I), "w_hh": huge(GATES[cell] * many, many), "backend": backend}
+    needed = ((T + 2) * (B + 1) * (I + 8 * many) + 8 * (many + 64) * (I + many + 64)) * 8
+    sentence = (
+        f"x: shape (6, 4, 3) with hidden size {many} may need {needed} bytes, more than can be addressed ({MOST})"
+    )
+    fails(ValueError, sentence, FORWARD[cell], zeros(T, B, I), training=training, **tall)
     wide = {"w_ih": huge(rows, 2**55), "w_hh": zeros(rows, H), "training": training, "backend": backend}
     needed = (2 * (B + 1) * (2**55 + 8 * H) + 8 * (H + 64) * (2**55 + H + 64)) * 8
     sentence = (

@@ -4,6 +4,7 @@ Errors are in test_checks.py; the numbers of each backend, at every size, in tes
 """
 
 import concurrent.futures
+import dataclasses
 
 import numpy as np
 import pytest
@@ -314,6 +315,26 @@ def test_forms_of_arrays(cell, form, backend):
     for f, e in zip(found, expected, strict=True):
         if e is not None:
             np.testing.assert_allclose(f, e, **CLOSE)
+
+
+def test_backends_are_given_aligned_arrays_and_lengths_of_their_own(monkeypatch):
+    """Kernels may rely on it, though not every CPU minds, and not every caller changes lengths during a call."""
+    found, given, lengths = fr.backends.get("reference"), [], np.array(LENGTHS)
+
+    def spy(cell, x, directions, own, training):
+        ((weights, h0, c0, _),) = directions
+        given.extend((x, *weights, h0, c0))
+        assert not np.shares_memory(own, lengths)
+        return found.forward(cell, x, directions, own, training)
+
+    monkeypatch.setitem(fr.backends._loaded, "reference", dataclasses.replace(found, forward=spy))
+    x, arrays = problem("lstm")
+    x, arrays = misaligned(x), {name: misaligned(a) for name, a in arrays.items()}
+    forward("lstm", x, arrays, lengths=lengths, backend="reference")
+    layer = fr.LSTM(I, H, dtype=np.float64, backend="reference")
+    layer(x, (arrays["h0"][None], arrays["c0"][None]), lengths)
+    assert len(given) == 14
+    assert all(a.flags.aligned for a in given)
 
 
 @pytest.mark.parametrize("cell", CELLS)

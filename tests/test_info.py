@@ -1,5 +1,6 @@
 """show_config, ``python -m fusedrnn``, the version, and the number of threads."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 import fusedrnn as fr
+from fusedrnn import __main__ as command
+from fusedrnn.bench import machine, quick
 
 WITHOUT = "import sys; sys.modules['fusedrnn._core'] = sys.modules['numba'] = None; import fusedrnn as fr; "
 
@@ -26,6 +29,8 @@ def test_config_as_dicts():
         assert config["backends"][name] == (fr.backends.missing(name) or "available")
     assert config["threads"]["in use"] == fr.get_num_threads()
     assert set(config["environment"]) == {"FUSEDRNN_BACKEND", "FUSEDRNN_ISA", "FUSEDRNN_NUM_THREADS"}
+    if "numba" in fr.backends.available():
+        assert config["backends"]["numba version"] == importlib.metadata.version("numba")
 
 
 def test_config_of_the_compiled_module(core):
@@ -48,13 +53,32 @@ def test_python_m_fusedrnn():
     result = python("-m", "fusedrnn", FUSEDRNN_BACKEND="reference", FUSEDRNN_NUM_THREADS="1")
     assert result.returncode == 0
     assert not result.stderr
-    for line in ("  in use: reference", "  in use: 1", "  FUSEDRNN_NUM_THREADS: 1", f"  fusedrnn: {fr.__version__}"):
+    shown = "  in use: reference", "  in use: 1", "  FUSEDRNN_NUM_THREADS: 1", "  FUSEDRNN_ISA: not set"
+    for line in (*shown, f"  fusedrnn: {fr.__version__}"):
         assert line in result.stdout.splitlines()
+
+
+def test_commands(monkeypatch):
+    called = []
+    monkeypatch.setattr(command, "show_config", lambda: called.append("config"))
+    monkeypatch.setattr(machine, "main", lambda: called.append("probe"))
+    monkeypatch.setattr(quick, "main", lambda arguments: called.append(arguments))
+    for arguments in ([], ["config"], ["probe"], ["bench", "--peers=", "--threads=1"]):
+        command.main(arguments)
+    assert called == ["config", "config", "probe", ["--peers=", "--threads=1"]]
+
+
+def test_no_more_threads_than_a_team_has(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1000), raising=False)
+    monkeypatch.setattr(fr.threads, "_quota", lambda: float("inf"))
+    assert fr.threads.available_cpus() == fr.threads.MOST == 256
 
 
 def test_config_without_the_compiled_module():
     result = python("-c", WITHOUT + "fr.show_config()")
     assert "  in use: reference\n  cython: backend 'cython' is not installed: " in result.stdout
+    assert "\n  numba: backend 'numba' is not installed: " in result.stdout
+    assert "numba version" not in result.stdout
 
 
 def test_public_names():

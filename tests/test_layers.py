@@ -5,8 +5,10 @@ Errors are in test_checks.py, frozen layers in test_frozen.py.
 
 import copy
 import dataclasses
+import itertools
 import pickle
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -267,12 +269,42 @@ def test_a_tape_serves_one_backward_of_its_own_layer(backend):
         layer.backward(tape)
 
 
+def test_a_tape_stays_on_its_backend():
+    layer, x = make("LSTM", 2, bidirectional=True), np.ones((T, B, I))
+    for name, other in itertools.permutations(fr.backends.available(), 2):
+        layer.backend = name
+        *_, tape = layer.forward(x)
+        layer.backend = other
+        assert layer.backward(tape, np.ones((T, B, 2 * H))).x.shape == x.shape
+
+
+def test_backward_gives_the_memory_back_layer_by_layer(monkeypatch):
+    found, tapes, alive = fr.backends.get("reference"), [], []
+
+    def forward(*args):
+        answer = found.forward(*args)
+        tapes.append(weakref.ref(answer[-1]))
+        return answer
+
+    def backward(*args):
+        alive.append(sum(tape() is not None for tape in tapes))
+        return found.backward(*args)
+
+    monkeypatch.setitem(
+        fr.backends._loaded, "reference", dataclasses.replace(found, forward=forward, backward=backward)
+    )
+    layer = make("LSTM", 3, bidirectional=True, dropout=0.5, backend="reference")
+    layer.backward(layer.forward(np.ones((T, B, I)))[-1])
+    assert alive == [3, 2, 1]
+
+
 # -------------------------------------------------------------------------------------------------------- parameters
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, "RNNCell", "GRUCell", "LSTMCell"])
 def test_parameters_are_drawn_as_in_pytorch(cell):
-    layer = getattr(fr, cell)(30, 100, 2, bidirectional=True, rng=0)
+    options = {} if cell.endswith("Cell") else {"num_layers": 2, "bidirectional": True}
+    layer = getattr(fr, cell)(30, 100, **options, rng=0)
     for value in layer.parameters.values():
         assert value.dtype == np.float32
         assert np.abs(value).max() <= 0.1  # 1 / sqrt(H)
@@ -290,6 +322,8 @@ def test_rng_makes_the_parameters():
     one.reset_parameters()
     assert all(one.parameters[name] is array for name, array in held.items())
     assert (one.parameters["bias_ih_l0"] != same.parameters["bias_ih_l0"]).all()
+    shared = np.random.default_rng(0)  # goes on where the layer before has left it
+    assert fr.LSTM(I, H, rng=shared).rng is fr.GRUCell(I, H, rng=shared).rng is shared
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -320,6 +354,9 @@ def test_loading_casts():
     layer = fr.RNN(I, H)
     layer.load_state_dict({name: value.astype(">f8").tolist() for name, value in layer.state_dict().items()})
     assert {value.dtype for value in layer.parameters.values()} == {np.dtype(np.float32)}
+    with np.errstate(over="ignore"):
+        layer.load_state_dict({name: np.full(value.shape, 1e300) for name, value in layer.state_dict().items()})
+    assert all((value == np.inf).all() for value in layer.parameters.values())
 
 
 def test_loading_is_all_or_nothing():
@@ -359,7 +396,13 @@ def test_positional_arguments_are_pytorchs():
     layer = fr.RNN(I, H, 2, "relu", False, True, 0.5, True)
     shown = "(3, 5, num_layers=2, bias=False, batch_first=True, dropout=0.5, bidirectional=True"
     assert repr(layer) == f"RNN{shown}, nonlinearity='relu')"
-    assert repr(fr.LSTM(I, H, 2, False, True, 0.5, True)) == f"LSTM{shown})"
+    for make in (fr.GRU, fr.LSTM):
+        assert repr(make(I, H, 2, False, True, 0.5, True)) == f"{make.__name__}{shown})"
+
+
+def test_flags_may_be_numpys():
+    layer = fr.GRU(I, H, 1, np.False_, np.True_, bidirectional=np.True_, reset_after=np.False_)
+    assert repr(layer) == "GRU(3, 5, bias=False, batch_first=True, bidirectional=True, reset_after=False)"
 
 
 # ----------------------------------------------------------------------------------------------------------- dropout
@@ -401,7 +444,18 @@ def test_all_dropped():
     x = np.ones((T, B, I))
     y, _, tape = layer.forward(x)
     assert_same(y, layer.forward(2 * x)[0])
+    assert_same(y, layer.forward(np.nan * x)[0])
     assert not layer.backward(tape, np.ones_like(y)).x.any()
+
+
+def test_every_mask_is_drawn_anew():
+    """In every layer and in every call: what two layers of identities hand on is a quarter."""
+    layer = fr.RNN(1, 100, 3, "relu", dropout=0.5, rng=0, backend="reference")
+    for name, value in layer.parameters.items():
+        value[...] = np.eye(100) if name in ("weight_ih_l1", "weight_ih_l2") else name == "bias_ih_l0"
+    one, other = (layer.forward(np.zeros((50, 20, 1), np.float32))[0] for _ in range(2))
+    for y, share in ((one, 0.25), (one * other, 0.0625)):
+        assert (y > 0).mean() == pytest.approx(share, abs=0.005)  # 10^5 draws: three standard deviations are 0.004
 
 
 def test_dropout_of_one_layer_warns():
@@ -431,6 +485,9 @@ def test_options_are_fixed(cell):
     for name in ("cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "dtype"):
         with pytest.raises(AttributeError, match=f"{name}: fixed when a {cell} is made"):
             setattr(layer, name, getattr(layer, name))
+    for kind, name in ((fr.RNN, "nonlinearity"), (fr.RNNCell, "nonlinearity"), (fr.GRU, "reset_after")):
+        with pytest.raises(AttributeError, match=f"{name}: fixed when a {kind.__name__} is made"):
+            setattr(kind(I, H), name, None)
     layer.note = layer.backend = None  # others are free
 
 
@@ -464,10 +521,11 @@ def test_a_shallow_copy_shares_the_parameters():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_glorot(cell):
-    layer = getattr(fr, cell)(30, 50, 2, rng=0)
+    layer = getattr(fr, cell)(30, 50, 2, bidirectional=True, rng=0)
     before = layer.state_dict()
     fr.init.glorot(layer)
-    for name, fans in (("weight_ih_l0", 30 + 50), ("weight_ih_l1", 50 + 50)):
+    fans_of = {"weight_ih_l0": 30 + 50, "weight_ih_l1": 2 * 50 + 50}
+    for name, fans in (fans_of | {f"{name}_reverse": fans for name, fans in fans_of.items()}).items():
         value, k = layer.parameters[name], np.sqrt(6 / fans)
         assert 0.99 * k < np.abs(value).max() <= k
         assert value.std() == pytest.approx(k / np.sqrt(3), rel=0.05)
@@ -488,9 +546,21 @@ def test_orthogonal(cell):
             np.testing.assert_array_equal(value, before[name])
 
 
-@pytest.mark.parametrize("make_one", [fr.LSTM, fr.LSTMCell])
-def test_forget_bias(make_one):
-    module = make_one(I, H, rng=0)
+def test_orthogonal_is_drawn_uniformly():
+    """The Q of a Gaussian matrix's decomposition whose R has a positive diagonal: signs of LAPACK's are no chance."""
+    layer, rng = fr.LSTM(I, 20), np.random.default_rng(1)
+    fr.init.orthogonal(layer, rng=1)
+    for gate in layer.parameters["weight_hh_l0"].reshape(4, 20, 20):
+        r = gate.T @ rng.standard_normal((20, 20))
+        np.testing.assert_allclose(r, np.triu(r), atol=1e-5)
+        assert (np.diagonal(r) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make_one", "options"), [(fr.LSTM, {"num_layers": 2, "bidirectional": True}), (fr.LSTMCell, {})]
+)
+def test_forget_bias(make_one, options):
+    module = make_one(I, H, **options, rng=0)
     before = module.state_dict()
     fr.init.forget_bias(module, 1.5)
     for name, value in module.parameters.items():
@@ -501,7 +571,7 @@ def test_forget_bias(make_one):
 
 
 def test_zero_biases():
-    layer = fr.GRU(I, H, 2, rng=0)
+    layer = fr.GRU(I, H, 2, bidirectional=True, rng=0)
     fr.init.zero_biases(layer)
     assert all(value.any() != name.startswith("bias") for name, value in layer.parameters.items())
 

@@ -575,12 +575,25 @@ def test_every_float_dtype(cell, dtype):
 @pytest.mark.parametrize("cell", CELLS)
 def test_huge_and_infinite_input_gives_no_warning(cell):
     case = draw(cell, dtype=np.float32)
+    stepper = reference.stream((reference.pack(cell, *(case.arrays[0, name] for name in PARAMETERS[:4])),), B)
     for extreme in (1e30, -1e30, np.inf, -np.inf):
         x = np.full_like(case.arrays[X], extreme)
         huge = Case(cell, case.reverse, None, case.arrays | {X: x})
         with np.errstate(all="raise"):
             huge.forward()
             huge.backward(upstream(case))
+            stepper.step(x[0])
+
+
+def test_a_state_that_was_set_in_part_is_an_interrupted_step():
+    case = draw("lstm")
+    stepper = reference.stream((reference.pack("lstm", *(case.arrays[0, name] for name in PARAMETERS[:4])),), B)
+    with pytest.raises(ValueError, match="broadcast"):
+        stepper.set_state(np.ones((1, B, H)), np.ones((1, B, H + 1)))
+    with pytest.raises(RuntimeError, match="its last step was interrupted"):
+        stepper.step(case.arrays[X][0])
+    stepper.reset()
+    stepper.step(case.arrays[X][0])
 
 
 class TestActivations:

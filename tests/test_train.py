@@ -77,10 +77,11 @@ def test_embedding_gradients(rng: np.random.Generator, shape: tuple[int, ...]) -
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
 def test_layers_keep_their_dtype(dtype: type) -> None:
     linear, embedding = train.Linear(I, O, dtype=dtype, rng=0), train.Embedding(C, I, dtype=dtype, rng=0)
-    x, _ = embedding.forward([[0, 1], [1, 4]])
+    x, indices = embedding.forward([[0, 1], [1, 4]])
     y, tape = linear.forward(x)
     g = linear.backward(tape, y)
-    assert {a.dtype for a in (x, y, g.x, *g.parameters.values())} == {np.dtype(dtype)}
+    read = embedding.backward(indices, g.x)
+    assert {a.dtype for a in (x, y, g.x, *g.parameters.values(), *read.parameters.values())} == {np.dtype(dtype)}
     assert train.one_hot(3, C, dtype).dtype == dtype
 
 
@@ -103,6 +104,9 @@ def test_initial_values_follow_the_seed_and_the_documented_range() -> None:
     assert (a == b).all()
     assert (a != c).any()
     assert 0.099 < np.abs(a).max() <= 0.1
+    bias = train.Linear(100, 2000, rng=1).parameters["bias"]
+    assert 0.099 < np.abs(bias).max() <= 0.1
+    assert bias.std() == pytest.approx(0.1 / math.sqrt(3), rel=0.05)
     assert train.Embedding(1000, 100, rng=1).parameters["weight"].std() == pytest.approx(1, abs=0.01)
 
 
@@ -236,10 +240,13 @@ def test_mean_squared_error_of_squares_that_overflow(dtype: type, error: float) 
 def test_softmax_does_not_overflow(dtype: type) -> None:
     logits = np.array([[60000, 60000, -np.inf], [-60000, 0, 0]], dtype)
     assert train.softmax(logits).tolist() == [[0.5, 0.5, 0], [0, 0.5, 0.5]]
+    assert train.softmax(logits[:, None]).tolist() == [[[0.5, 0.5, 0]], [[0, 0.5, 0.5]]]
     assert train.softmax(logits).dtype == dtype
     loss, gradient = train.softmax_cross_entropy(logits, [0, 1], unit="bits")
     assert loss == pytest.approx(1, rel=1e-3)
     assert gradient.dtype == dtype
+    loss, _ = train.softmax_cross_entropy(np.zeros((100_000, 2), dtype), np.zeros(100_000, int), reduction="sum")
+    assert loss == pytest.approx(100_000 * math.log(2), rel=float(np.finfo(dtype).eps))
 
 
 # ----------------------------------------------------------------------------------------------------------- clipping
@@ -422,6 +429,7 @@ def test_adam_by_hand() -> None:
     [
         (train.SGD, {"learning_rate": 0.1}, "SGD", {"lr": 0.1}),
         (train.SGD, {"learning_rate": 0.1, "momentum": 0.9}, "SGD", {"lr": 0.1, "momentum": 0.9}),
+        (train.RMSprop, {}, "RMSprop", {}),
         (train.RMSprop, {"decay": 0.95}, "RMSprop", {"lr": 0.01, "alpha": 0.95}),
         (train.Adam, {}, "Adam", {}),
         (
@@ -431,7 +439,7 @@ def test_adam_by_hand() -> None:
             {"betas": (0.8, 0.99), "weight_decay": 0.1},
         ),
     ],
-    ids=["sgd", "momentum", "rmsprop", "adam", "adamw"],
+    ids=["sgd", "momentum", "rmsprop", "rmsprop decay", "adam", "adamw"],
 )
 def test_optimizers_make_the_steps_of_torch(make, options, name, torch_options, rng: np.random.Generator) -> None:  # type: ignore[no-untyped-def]
     torch = pytest.importorskip("torch")
@@ -538,7 +546,10 @@ def test_optimizers_change_arrays_in_place_and_keep_dtypes(make: type) -> None:
     [
         (train.SGD({}, 0.1), "SGD(0 arrays, learning_rate=0.1)"),
         (train.SGD({"p": np.ones(1)}, 1, momentum=0.9), "SGD(1 array, learning_rate=1.0, momentum=0.9)"),
-        (train.RMSprop({}, decay=0.5), "RMSprop(0 arrays, learning_rate=0.01, decay=0.5)"),
+        (
+            train.RMSprop({}, decay=0.5, epsilon=1e-6),
+            "RMSprop(0 arrays, learning_rate=0.01, decay=0.5, epsilon=1e-06)",
+        ),
         (
             train.Adam({}, weight_decay=0.1, beta1=0.8),
             "Adam(0 arrays, learning_rate=0.001, beta1=0.8, weight_decay=0.1)",
@@ -553,9 +564,11 @@ def test_optimizers_show_their_numbers(made: train.Optimizer, shown: str) -> Non
 def test_optimizers_follow_a_changed_learning_rate(make: type) -> None:
     p = np.ones(1)
     optimizer = make({"p": p}, learning_rate=0.5)
+    optimizer.step({"p": np.ones(1)})
+    after_one = p.copy()
     optimizer.learning_rate = 0
     optimizer.step({"p": np.ones(1)})
-    assert p == 1
+    assert p == after_one
     for wrong, error in [("0.1", TypeError), (-1, ValueError), (math.nan, ValueError)]:
         with pytest.raises(error, match="learning_rate: expected a number"):
             optimizer.learning_rate = wrong
@@ -654,9 +667,11 @@ def test_save_and_load(tmp_path, rng: np.random.Generator) -> None:  # type: ign
         "rnn.weight_ih_l0": rng.standard_normal((3, 4)).astype(np.float32),
         "file": np.asfortranarray(rng.standard_normal((2, 3))),
         "allow_pickle": np.array(3),
+        "a.npy.npy": np.array(4),
         "empty": np.zeros((0, 2), ">f8"),
     }
     paths = tmp_path / "weights.npz", tmp_path / "no suffix"
+    paths[0].write_bytes(b"what was there before")
     for path in paths:
         train.save_arrays(path, arrays)
     assert paths[0].read_bytes() == paths[1].read_bytes()
@@ -666,6 +681,8 @@ def test_save_and_load(tmp_path, rng: np.random.Generator) -> None:  # type: ign
         np.testing.assert_array_equal(loaded[key], a, strict=True)
     with np.load(paths[0]) as archive:
         assert archive.files == list(arrays)
+    with zipfile.ZipFile(paths[0]) as archive:  # nothing of the time of writing: the same bytes whenever
+        assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     np.savez(tmp_path / "numpy.npz", a=arrays["file"])
     np.testing.assert_array_equal(train.load_arrays(tmp_path / "numpy.npz")["a"], arrays["file"])
 
@@ -747,6 +764,7 @@ BAD_INPUT = [
     (lambda: linear(np.zeros((B, 5), np.float32)), ValueError, r"x: expected shape \(2, 4\), got \(2, 5\)"),
     (lambda: linear.backward(x32, np.zeros((B, O))), TypeError, "dy: expected float32, got float64"),
     (lambda: linear.backward(x32, x32), ValueError, r"dy: expected shape \(2, 3\), got \(2, 4\)"),
+    (lambda: linear.backward(x32[:, None], x32[:, :O]), ValueError, r"dy: expected shape \(2, 1, 3\), got \(2, 3\)"),
     (lambda: linear.backward(np.zeros((B, 7), np.float32), x32), ValueError, r"tape: .* \(2, 4\), got \(2, 7\)"),
     (lambda: linear.backward(np.zeros((B, I)), x32), TypeError, "tape: expected float32, got float64"),
     (lambda: train.Linear(2**40, 2**40), ValueError, "input_size, output_size: shape .* more than can be addressed"),
@@ -780,6 +798,7 @@ BAD_INPUT = [
     (lambda: train.softmax_cross_entropy(logits32, [0, 5]), ValueError, "targets: expected values from 0 to 4"),
     (lambda: train.softmax_cross_entropy(logits32, [0.0, 1]), TypeError, "targets: expected integers, got float64"),
     (lambda: train.softmax_cross_entropy(logits32, [0, 1], [1, 0]), TypeError, "mask: expected bool, got int64"),
+    (lambda: train.softmax_cross_entropy(logits32, [0, 1], np.uint8([1, 0])), TypeError, "mask: .* got uint8"),
     (
         lambda: train.softmax_cross_entropy(logits32, [0, 1], [True] * 3),
         ValueError,

@@ -12,7 +12,8 @@ def number(value: float) -> str:
     """Three digits; a dash for NaN."""
     if not math.isfinite(value):
         return "–"
-    digits = 2 - math.floor(math.log10(abs(value))) if value else 2
+    rounded = abs(float(f"{value:.2e}"))
+    digits = 2 - math.floor(math.log10(rounded)) if rounded else 2
     return f"{value:.{max(0, digits)}f}"
 
 
