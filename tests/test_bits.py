@@ -45,7 +45,7 @@ SIZES = (
     (6, 5, 7, 390, "any", "reverse"),
     (3, 16, 33, 128, "any", "forward"),
     (3, 40, 10, 300, "none", "forward"),
-    (4, 34, 6, 450, "any", "reverse"),
+    (4, 40, 6, 512, "any", "reverse"),
     (6, 20, 48, 144, "none", "both"),
     (1, 9, 300, 520, "none", "both"),
     (9, 21, 260, 300, "any", "forward"),

@@ -72,6 +72,16 @@ def test_each_layout_of_each_argument(cell, dtype, target):
                 raise
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("T", "B"), [(5, 200), (2, 1100)])
+def test_many_rows_of_a_layout(T, B, threads, compiled):
+    """Of x, whose rows are copied a chunk, a step or a block of dW at a time."""
+    compiled.module.set_num_threads(threads)
+    p = problem(Case("rnn_tanh", T=T, B=B, I=300, H=20))
+    named = arguments(p)
+    check(compiled, p, named | {"x": arrays.every_second(p.x)})
+
+
 @st.composite
 def mixtures(draw):
     """A case and a layout for each of its arguments."""

@@ -62,7 +62,7 @@ def optional(cell, dtype):
 
 
 # T, B, I, H past the blocks that long sums and many rows are worked off in.
-LARGE = ((2, 3, 1100, 7), (2, 2, 9, 600), (3, 9, 520, 140), (40, 33, 9, 12), (300, 5, 3, 17))
+LARGE = ((2, 3, 1100, 7), (2, 2, 9, 600), (3, 9, 520, 140), (40, 33, 9, 12), (300, 5, 3, 17), (2, 3000, 4, 50))
 
 SIZED = [case for dtype in DTYPES for cell in CELLS for case in sized(cell, dtype)]
 
@@ -161,6 +161,17 @@ def test_packed_weights_give_the_same_bits(cell, dtype, target):
         assert_same({"y": y, "h_n": h_n, "c_n": c_n}, forward(target.module, p)[0])
 
 
+def test_large_weights(target):
+    """More than 16 MB are packed piece by piece, transposed and by rows, at once and beforehand."""
+    case = Case("lstm", T=2, B=2, I=1100, H=1301, directions="both")
+    p = problem(case)
+    got = run(target.module, p)
+    assert_close(got, oracle(case), p)
+    directions = tuple((target.module.pack("lstm", *weights), *rest) for weights, *rest in p.directions)
+    y, h_n, c_n, _ = target.module.forward("lstm", p.x, directions, None, False)
+    assert_same({"y": y, "h_n": h_n, "c_n": c_n}, {name: got[name] for name in ("y", "h_n", "c_n")})
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_packing_copies(cell, target):
     """A packed layer is immutable: changing the arrays it came from changes nothing."""
@@ -172,6 +183,23 @@ def test_packing_copies(cell, target):
     for w in weights:
         w[...] = np.nan
     assert np.array_equal(before, target.module.forward(cell, p.x, ((packed, h0, c0, False),), None, False)[0])
+
+
+def test_a_tape_is_for_one_backward_pass(compiled):
+    p = problem(Case("gru"))
+    tape = forward(compiled.module, p, training=True)[1]
+    compiled.module.backward(tape, p.dy, p.dh_n, None)
+    with pytest.raises(RuntimeError, match="got a second"):
+        compiled.module.backward(tape, p.dy, p.dh_n, None)
+
+
+def test_packed_weights_are_for_inference_and_their_cell(compiled):
+    p = problem(Case("gru"))
+    (weights, h0, _, _) = p.directions[0]
+    for cell, training in (("gru", True), ("gru_reset_before", False), ("lstm", False)):
+        packed = compiled.module.pack("gru", *weights)
+        with pytest.raises(TypeError, match="gru weights packed for inference"):
+            compiled.module.forward(cell, p.x, ((packed, h0, None, False),), None, training)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

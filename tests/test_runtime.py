@@ -19,6 +19,7 @@ import pytest
 from cases import BURSTS, CELLS, DTYPES, Case, assert_close, assert_same, forward, problem, run
 
 import fusedrnn as fr
+from fusedrnn import reference
 
 HERE = Path(__file__).parent
 LINUX = sys.platform == "linux"
@@ -173,6 +174,22 @@ print(len(os.listdir("/proc/self/task")) - before)
     assert 1 <= int(python(script, FUSEDRNN_BACKEND=backend)) < 16
 
 
+@pytest.mark.skipif(not LINUX, reason="what a thread blocks is read the Linux way")
+def test_workers_take_no_signals():
+    """Handlers are the main thread's."""
+    python(
+        """
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(2)
+while not (workers := set(os.listdir("/proc/self/task")) - before): layer(50, 64, 256, 256)
+for worker in workers:
+    status = Path(f"/proc/self/task/{worker}/status").read_text()
+    blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+    assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)), hex(blocked)
+"""
+    )
+
+
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_no_worker_is_lost():
     assert python(BURSTS, FUSEDRNN_BACKEND="cython") == "done"
@@ -232,8 +249,8 @@ def freezer(thread, times):
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "GRU, reset_after=False", "RNN"])
 def test_a_step_waits_for_no_helper(cell):
     """The stream's worker is stopped again and again, most often in the middle of a block, and its caller goes on
-    without it. What the worker writes when it goes on reaches nobody, also where its stream ends meanwhile, or
-    something else wants its help."""
+    without it. What the worker writes when it goes on reaches nobody, also where its stream ends meanwhile or is laid
+    out anew for another number of threads, or something else wants its help."""
     kind, _, options = cell.partition(", ")
     out = python(
         f"""
@@ -241,26 +258,26 @@ layer = fusedrnn.{kind}(300, 400, num_layers=2, rng=0, {options}).freeze()
 xs = np.random.default_rng(0).standard_normal((10, 48, 300)).astype("float32")
 out = np.empty((48, 400), "float32")
 
-def steps():
+def steps(*threads):
     stream = layer.stream(batch_size=48)
     ys = []
-    seen[IN] = 1
-    for x in xs:
+    for i, x in enumerate(xs):
+        if i % 4 == 0:
+            core.set_num_threads(threads[i // 4])
+        seen[IN] = i % 4 > 0  # a step that is laid out anew does wait for whom it has left behind
         ys.append(stream.step(x, out=out).copy())
         seen[DONE] += 1
     seen[IN] = 0
     return np.array(ys), stream.state
 
-core.set_num_threads(1)
-want, want_state = steps()
+want, want_state = steps(1, 1, 1)
 want_short = short()
 before = set(os.listdir("/proc/self/task"))
-core.set_num_threads(2)
-steps()
+steps(2, 1, 2)
 (worker,) = set(os.listdir("/proc/self/task")) - before
 other, rounds = freezer(int(worker), times=200), 0
 while True:
-    found, state = steps()
+    found, state = steps(2, 1, 2)
     assert np.array_equal(found, want) and np.array_equal(state, want_state)
     rounds += 1
     if rounds % 5 == 0:
@@ -337,6 +354,58 @@ print(os.waitstatus_to_exitcode(status))
     if int(out) == 9:
         pytest.skip("no thread may be stopped here")
     assert int(out) == 0, "the call after the crowd had its worker"
+
+
+@pytest.mark.skipif(not LINUX, reason="holds a thread the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_who_has_not_answered_is_left_out_by_itself():
+    """One of two workers stands still for some calls, which the other one takes part in. The next ones do not even ask
+    it. CPU time tells: often it has none, of those times in which the other one, on a busy machine, has."""
+    out = python(
+        """
+layer = fusedrnn.LSTM(256, 256, rng=0).freeze()
+x = np.random.default_rng(0).standard_normal((6, 64, 256)).astype("float32")
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(3)
+layer(x)
+still, other = set(os.listdir("/proc/self/task")) - before
+
+def ran(worker): return int(Path(f"/proc/self/task/{worker}/schedstat").read_text().split()[0])
+
+def hold():
+    ptrace(SEIZE, int(still))
+    ptrace(INTERRUPT, int(still))
+    os.waitpid(int(still), WALL)
+    seen[DONE] = 1
+    while not seen[IN]: time.sleep(0.001)
+    ptrace(CONTINUE, int(still))
+
+left_out = []
+for _ in range(15):
+    seen[:] = 0
+    libc.prctl(SET_PTRACER, -1, 0, 0, 0)
+    if not (child := os.fork()):
+        try: hold()
+        except OSError: os._exit(9)
+        os._exit(0)
+    while not seen[DONE] and not (status := os.waitpid(child, os.WNOHANG)[1]): time.sleep(0)
+    if not seen[DONE]: break
+    for _ in range(40): layer(x)
+    seen[IN] = 1
+    status = os.waitpid(child, 0)[1]
+    start = ran(still), ran(other)
+    for _ in range(4): layer(x)
+    had = ran(still) - start[0], ran(other) - start[1]
+    if had[1]: left_out.append(8 * had[0] < had[1])
+else:
+    status = (4 * sum(left_out) < len(left_out)) << 8
+print(os.waitstatus_to_exitcode(status))
+""",
+        prelude=PRELUDE + FREEZER,
+    )
+    if int(out) == 9:
+        pytest.skip("no thread may be stopped here")
+    assert int(out) == 0, "either both were asked or none"
 
 
 @pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
@@ -470,6 +539,26 @@ for _ in range(5):
 
 
 @needs_fork
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_a_child_has_a_team_of_its_own():
+    """A barrier of two wants them both, and may have to ask again on a busy machine."""
+    python(
+        FORK
+        + """
+def team():
+    end = time.monotonic() + 20
+    while True:
+        try: return core.barrier_cost(2)
+        except RuntimeError:
+            if time.monotonic() > end: raise
+team()
+join(child(team))
+team()
+"""
+    )
+
+
+@needs_fork
 def test_fork_while_a_call_runs():
     """The child of a process whose team is at work has a team that is not."""
     python(
@@ -559,6 +648,12 @@ CALLS = {
     "many steps": "interrupted(lambda: layer(100_000, 8, 4096, 64))",
     "many steps for training": "interrupted(lambda: layer(20_000, 8, 8192, 64, True))",
     "wide steps": "interrupted(lambda: layer(20, 8192, 4096, 512))",
+    "one wide step": (
+        "core.set_num_threads(1)\n"
+        "w = (*(np.zeros((4096, n), 'f') for n in (4096, 1024)), None, None)\n"
+        "x = np.broadcast_to(np.zeros(4096, 'f'), (1, 8192, 4096))\n"
+        "interrupted(lambda: core.forward('lstm', x, ((w, None, None, False),), None, False))"
+    ),
     "one sequence": "interrupted(lambda: layer(200_000, 1, 64, 512))",
     "one long sequence and three threads": (
         "core.set_num_threads(3)\n"
@@ -567,6 +662,10 @@ CALLS = {
     "backward": (
         "interrupted(lambda tape: core.backward(tape, None, np.ones((1, 8, 64), 'f'), None),"
         " lambda: layer(6_000, 8, 8192, 64, True)[3:])"
+    ),
+    "backward of one long sequence beside short ones": (
+        "for _ in range(3): interrupted(lambda tape: core.backward(tape, None, np.ones((1, 4, 32), 'f'), None),"
+        " lambda: layer(400_000, 4, 1, 32, True, np.array([400_000, 10, 10, 10]))[3:], after=0.05)"
     ),
     "backward of wide steps": (
         "interrupted(lambda tape: core.backward(tape, np.ones((2, 8192, 512), 'f'), None, None),"
@@ -693,6 +792,25 @@ assert np.array_equal(stream.step(x), want)
     )
 
 
+def test_a_state_that_is_half_in_does_not_count(core):
+    """Memory may run short between two layers."""
+
+    class HalfIn(list):
+        def __getitem__(self, layer):
+            if layer:
+                raise MemoryError
+            return super().__getitem__(layer)
+
+    h = np.ones((3, 5))
+    stream = core.stream((core.pack("rnn_tanh", np.eye(5), np.eye(5)),) * 2, 3)
+    with pytest.raises(MemoryError):
+        stream.set_state(HalfIn([h, h]), None)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        stream.step(h)
+    stream.set_state([h, h], None)
+    assert stream.step(h).all()
+
+
 # Numbers -------------------------------------------------------------------------------------------------------------
 
 
@@ -765,6 +883,18 @@ def test_nan_in_one_sequence_stays_in_it(cell, dtype, target):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_nan_in_gradients(cell, target):
+    """Where the reference has it and nowhere else, relu's included, which lets a gradient pass at NaN."""
+    p = problem(Case(cell, T=6, B=5, I=6, H=19, directions="both"))
+    p.x[2, 1, 3] = np.nan
+    got, want = run(target.module, p), run(reference, p.astype(np.float64))
+    for name, a in want.items():
+        assert a is None or np.array_equal(np.isnan(got[name]), np.isnan(a)), name
+    numbers = [{name: None if a is None else np.nan_to_num(a) for name, a in r.items()} for r in (got, want)]
+    assert_close(*numbers, p)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_denormal_weights(cell, compiled):
     """Flushed to zero, they give what zero gives."""
     p = problem(Case(cell, T=5, B=3, I=4, H=33))
@@ -774,6 +904,21 @@ def test_denormal_weights(cell, compiled):
         w = (weights[0], weights[1] * scale, *weights[2:])
         found.append(target_outputs(compiled, p, (w, h0, c0, reverse)))
     assert_same(*found)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_denormals_are_flushed_until_the_end(threads, compiled):
+    """Going in and coming out, by every thread, and after each look for signals in a long call."""
+    compiled.module.set_num_threads(threads)
+    x_t, w = (np.repeat(np.array(pair, np.float32), 1024) for pair in ((1e-40, 1e-30), (1e10, 1e-12)))
+    weights = (np.broadcast_to(w, (64, 2048)).copy(), np.zeros((64, 64), np.float32), None, None)
+    T, seconds = 100, 0.0
+    while seconds < 0.2:
+        x = np.broadcast_to(x_t, (T, 16, 2048))
+        start = time.perf_counter()
+        y = compiled.module.forward("rnn_tanh", x, ((weights, None, None, False),), None, False)[0]
+        seconds, T = time.perf_counter() - start, 2 * T
+        assert not y.any()
 
 
 def target_outputs(compiled, p, direction):
@@ -872,6 +1017,65 @@ def test_spare_memory_is_no_lack_of_it():
 def test_after_a_lack_of_memory():
     """What could not be had is not kept for the next call."""
     python(NO_MEMORY)
+
+
+@pytest.mark.skipif(not LINUX or SANITIZED, reason="the sanitizer has terabytes of addresses of its own")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_the_team_is_back_after_a_lack_of_memory():
+    """Which a call may come upon when it has the team already."""
+    python(
+        """
+import resource
+
+w = [np.zeros((192, n), np.float32) for n in (1, 64)]
+x = np.broadcast_to(np.float32(1), (1, 32768, 1))  # y, h_n and h0 take 25 MB, the gate rows 34
+core.set_num_threads(2)
+while True:
+    try: core.barrier_cost(2)  # which wants them both, and may have to ask again on a busy machine
+    except RuntimeError: continue
+    break
+used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
+limits = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + (52 << 20), limits[1]))
+for _ in range(20):  # not every time has it the team
+    try: fusedrnn.gru_forward(x, *w)
+    except MemoryError: pass
+    else: raise AssertionError("expected a MemoryError")
+    time.sleep(0.01)
+resource.setrlimit(resource.RLIMIT_AS, limits)
+end = time.monotonic() + 30
+while True:
+    try: core.barrier_cost(2)
+    except RuntimeError:
+        if time.monotonic() < end: continue
+        raise
+    break
+"""
+    )
+
+
+@pytest.mark.skipif(not LINUX or SANITIZED, reason="memory is read the Linux way, from the ordinary allocator")
+def test_spare_memory_has_a_limit():
+    """What is kept for the next call is 256 MB at most."""
+    python(
+        """
+def size(): return int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGESIZE")
+x, w = np.broadcast_to(np.float32(1), (2500, 64, 1)), [np.zeros((64, n), np.float32) for n in (1, 64)]
+held = [fusedrnn.rnn_forward(x, *w)[0] for _ in range(8)]
+taken, before = sum(y.nbytes for y in held), size()
+del held
+assert before - size() > taken - (264 << 20), (before, size())
+"""
+    )
+
+
+def test_large_results_take_little_more_than_their_size(core):
+    """A quarter more at most, also where a larger one has just been let go."""
+    weights = np.zeros((64, 1), np.float32), np.zeros((64, 64), np.float32), None, None
+    for T in (400, 300, 220, 200, 120):
+        y = core.forward("rnn_tanh", np.zeros((T, 16, 1), np.float32), ((weights, None, None, False),), None, False)[0]
+        assert memoryview(y.base).nbytes <= 1.25 * y.nbytes
+        del y
 
 
 def test_large_results_stay_their_callers(target):
