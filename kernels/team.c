@@ -39,6 +39,9 @@ typedef struct {
     double signalled; /* when it was woken up; 0 from its falling asleep until then (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    struct {
+        double until, penalty;
+    } crowd[2]; /* somebody else's process wants its CPU: short calls and long ones do without it until then */
 } worker;
 
 static struct {
@@ -48,10 +51,7 @@ static struct {
     int size; /* workers that exist: at[1] to at[size] */
     team_fn fn;
     void *arg;
-    int lengthy; /* the call that holds the team is a long one */
-    struct {
-        double until, penalty;
-    } crowd[2]; /* somebody else's processes want the CPUs: short calls and long ones run alone until then */
+    int lengthy;             /* the call that holds the team is a long one */
     worker *crew[TEAM_MOST]; /* those that answered the last call: rank r is crew[r] */
     worker at[TEAM_MOST];
 } team;
@@ -157,13 +157,13 @@ static int grow(void) {
 }
 
 /* A worker was kept from its CPU, and its caller lost so much time: for a while, some calls long and twice as long each time
- * in a row, calls like this one do without the team. */
-static void crowded(double now, double lost) {
-    const double before = team.crowd[team.lengthy].penalty, calls = 2 * lost < LONGEST ? 2 * lost : LONGEST;
+ * in a row, calls like this one do without it. */
+static void crowded(worker *w, double now, double lost) {
+    const double before = w->crowd[team.lengthy].penalty, calls = 2 * lost < LONGEST ? 2 * lost : LONGEST;
     double penalty = before < 1e-3 ? 1e-3 : before < 16e-3 ? 2 * before : before;
     if (penalty < calls) penalty = calls;
-    team.crowd[team.lengthy].penalty = penalty;
-    team.crowd[team.lengthy].until = now + penalty;
+    w->crowd[team.lengthy].penalty = penalty;
+    w->crowd[team.lengthy].until = now + penalty;
 }
 
 /* Nobody else's until `busy` is 0 again: how many threads there are of those wanted, or 1, and then it is not taken. */
@@ -196,13 +196,16 @@ int team_acquire(int wanted, double patience) {
     if (wanted == 1) return 1;
     __atomic_store_n(&team.home, -1, __ATOMIC_RELAXED);
     const double now = cpu_seconds(), deadline = now + patience;
-    int granted = 1;
+    int asked = 1, granted = 1;
     team.lengthy = patience >= LONG_PATIENCE;
-    if (now < team.crowd[team.lengthy].until) wanted = 1;
-    for (int i = 1; i < wanted; i++)
-        if (state_of(&team.at[i]) == IDLE) call(&team.at[i], CALLED);
-    for (int i = 1; i < wanted; i++) {
+    for (int i = 1; i <= team.size && asked < wanted; i++) {
         worker *w = &team.at[i];
+        if (now < w->crowd[team.lengthy].until) continue;
+        if (state_of(w) == IDLE) call(w, CALLED);
+        team.crew[asked++] = w;
+    }
+    for (int i = 1; i < asked; i++) {
+        worker *w = team.crew[i];
         int present;
         for (unsigned polls = 1; !(present = state_of(w) == PRESENT); polls++) {
             if (state_of(w) == IDLE) call(w, CALLED); /* it had been left behind */
@@ -220,7 +223,7 @@ int team_acquire(int wanted, double patience) {
         const int kept_out =
             w->asleep ? w->signalled != 0 && now - w->signalled > WAKE_SECONDS : deadline - now > LATE_SECONDS;
         pthread_mutex_unlock(&w->lock);
-        if (kept_out) crowded(deadline, 0);
+        if (kept_out) crowded(w, deadline, 0);
     }
     if (granted == 1) __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
     return granted;
@@ -243,9 +246,11 @@ void team_run(int size, team_fn fn, void *arg) {
         const double done = cpu_seconds();
         for (int r = 1; r < size; r++)
             for (unsigned polls = 0; state_of(team.crew[r]) == GO; polls++) spin(polls);
-        const double end = cpu_seconds(), lost = waited + (end - done);
-        if (lost > end - began - lost + WAKE_SECONDS) crowded(end, lost); /* alone it had been done by now */
-        else team.crowd[team.lengthy].penalty = 0;
+        const double end = cpu_seconds(), lost = waited + (end - done), worked = end - began - lost;
+        const int alone_by_now = lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call had been done by now */
+        for (int r = 1; r < size; r++)
+            if (alone_by_now) crowded(team.crew[r], end, lost);
+            else team.crew[r]->crowd[team.lengthy].penalty = 0;
     }
     fp_restore(before);
 }
