@@ -68,6 +68,15 @@ def test_commands(monkeypatch):
     assert called == ["config", "config", "probe", ["--peers=", "--threads=1"]]
 
 
+def test_cpus_are_counted_once(monkeypatch):
+    """Without the compiled module every call asks for its threads."""
+    counts = iter([5])
+    monkeypatch.setattr(fr.backends, "compiled", lambda: None)
+    monkeypatch.setattr(fr.threads, "_number", None)
+    monkeypatch.setattr(fr.threads, "available_cpus", lambda: next(counts))
+    assert fr.get_num_threads() == fr.get_num_threads() == 5
+
+
 def test_no_more_threads_than_a_team_has(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(1000), raising=False)
     monkeypatch.setattr(fr.threads, "_quota", lambda: float("inf"))

@@ -82,9 +82,12 @@ def at_first() -> int:
     Returns
     -------
     int
-        As of `get_num_threads`.
+        As of `get_num_threads`; the CPUs are counted once.
     """
-    return _number or available_cpus()
+    global _number
+    if _number is None:
+        _number = available_cpus()
+    return _number
 
 
 def available_cpus() -> int:
