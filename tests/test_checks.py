@@ -493,10 +493,14 @@ def test_streams(make, backend):
     step = stream.step
     fails(ValueError, "x_t: expected shape (4, 3), got (3,)", step, zeros(I))
     fails(ValueError, "x_t: expected shape (4, 3), got (1, 4, 3)", step, zeros(1, B, I))
+    fails(ValueError, "x_t: expected shape (4, 3), got (4, 3, 2)", step, zeros(B, I, 2))
     fails(TypeError, "x_t: expected float64, got float32", step, zeros(B, I, dtype=F4))
     fails(TypeError, "x_t: expected float64, got int64", step, [[1, 2, 3]] * B)
     fails(ValueError, "out: expected shape (4, 5), got (5, 4)", step, zeros(B, I), zeros(H, B))
+    fails(ValueError, "out: expected shape (4, 5), got (4, 5, 2)", step, zeros(B, I), zeros(B, H, 2))
     fails(TypeError, "out: expected float64, got float32", step, zeros(B, I), out=zeros(B, H, dtype=F4))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'into'"):
+        step(zeros(B, I), into=zeros(B, H))
     with pytest.raises(TypeError, match=r"^out: expected an .*array.*, got list$"):
         step(zeros(B, I), out=[])
     out = zeros(B, H)

@@ -182,6 +182,17 @@ def test_out_is_written_and_returned(backend):
     assert not np.shares_memory(new, stream.step(sequence()[0]))
 
 
+def test_what_comes_as_out_is_let_go(backend):
+    """Whether it is taken or refused."""
+    stream = fr.GRU(I, H, rng=0, backend=backend).freeze().stream(B)
+    for out in np.empty((B, H), np.float32), np.empty((B, H + 1), np.float32):
+        before = sys.getrefcount(out)
+        for _ in range(5):
+            with contextlib.suppress(ValueError):
+                stream.step(sequence()[0], out=out)
+        assert sys.getrefcount(out) == before
+
+
 def test_the_batch_may_be_strided(backend):
     fast = fr.LSTM(I, H, rng=0, backend=backend).freeze()
     one, other = fast.stream(B), fast.stream(B)

@@ -4,13 +4,16 @@ All else is in the other files, which run over it as over every backend. What ch
 """
 
 import contextlib
+import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +91,57 @@ def test_a_wrong_kernel_is_seen(core, monkeypatch):
         description[where] = right
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_is_written_past_its_memory(cell, dtype, monkeypatch):
+    """Results and work areas, wherever they begin, and whatever was there before."""
+    from fusedrnn.numba import backend
+    from fusedrnn.numba.jit import VECTOR_BYTES
+
+    size = np.dtype(dtype).itemsize
+    odd = 1 + 960 // size  # units whose rows take the longest padding
+    wide = 8 * VECTOR_BYTES // size - 1  # two panels, which a row takes at once, if they were whole
+    sizes = *SIZES, (3, 150, 3, odd, "any", "both"), (1, 2, 3, odd, "none", "forward"), (1, 1, wide, 1, "none", "both")
+    problems = [
+        problem(Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions))
+        for T, B, I, H, lengths, directions in sizes
+    ]
+    wanted, held, before = [run(nb, p) for p in problems], [], fr.get_num_threads()
+
+    def memory(size):
+        block = np.full(size + 320, 0xA5, np.uint8)
+        begin = (16 - block.ctypes.data) % 64  # the least that NumPy gives, and the worst
+        block[begin : begin + size] = 0xFF
+        held.append((block, begin, size))
+        return block[begin : begin + size]
+
+    def empty(shape, dtype):
+        return memory(math.prod(shape) * np.dtype(dtype).itemsize).view(dtype).reshape(shape)
+
+    monkeypatch.setattr(backend, "np", types.SimpleNamespace(**vars(np) | {"empty": empty}))
+    monkeypatch.setattr(backend, "memory", memory)
+    monkeypatch.setattr(backend, "spare", lambda _: None)
+    monkeypatch.setattr(backend, "ROOM", 0)
+    try:
+        for p, want in zip(problems, wanted, strict=True):
+            packed = nb.pack(cell, *p.directions[0][0])
+            for threads in (1, 2, 3):
+                fr.set_num_threads(threads)
+                assert_same(run(nb, p), want)
+                assert_same(forward(nb, p)[0], {name: want[name] for name in ("y", "h_n", "c_n")})
+                stream = nb.stream((packed,), p.x.shape[1])
+                assert not stream.get_state()[0].any()
+                stream.step(np.nan_to_num(p.x[0]))
+            for block, begin, size in held:
+                assert (block[:begin] == 0xA5).all()
+                assert (block[begin + size :] == 0xA5).all()
+            held.clear()
+    finally:
+        fr.set_num_threads(before)
+
+
 TEAM = """
-import os, threading
+import os, sys, threading
 import numpy as np
 import fusedrnn as fr
 from fusedrnn import numba as nb
@@ -110,11 +162,17 @@ for t in threads: t.start()
 for t in threads: t.join()
 child = os.fork()
 if child == 0:
-    try: work()
+    try:
+        work()
+        assert sys.platform != "linux" or len(os.listdir("/proc/self/task")) > 1, "the child has no team of its own"
     except BaseException: os._exit(1)
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0
 work()
+x, *w = (np.full(shape, value, "f") for shape, value in (((99, 64, 200), 1e-30), ((200, 200), 1e-12), ((200, 200), 0)))
+for _ in range(20):  # a worker may come late
+    y = nb.forward("rnn_tanh", x, (((*w, None, None), None, None, False),), None, False)[0]
+    assert not y.any(), "denormals are not flushed by every thread"
 print("done")
 """
 
@@ -141,11 +199,17 @@ for threads in 1, 2, 3, 4:
     ]:
         p = problem(Case(cell, T=T, B=B, I=I, H=H))
         table = backend._tables[p.x.dtype]
-        table[:] = 0
-        backend._meet.cache_clear()
-        backend._meet_backward.cache_clear()
+        def forget():
+            table[:] = 0
+            backend._meet.cache_clear()
+            backend._meet_backward.cache_clear()
+        forget()
         assert_same(run(backend, p), run(_core, p))
         met.add(tuple(V for V in (1, 2, 3, 4) if table[9 * V + 1]))
+        forget()
+        weights = p.directions[0][0]
+        steps = [m.stream((m.pack(cell, *weights),), B).step(p.x[0]) for m in (backend, _core)]
+        assert np.array_equal(*steps)
 assert len(met) > 3, met
 print("done")
 """
@@ -153,7 +217,7 @@ print("done")
 
 @pytest.mark.usefixtures("core")
 def test_every_tile_that_is_met_is_there():
-    """The table of tiles is emptied before each problem: one that `widths_for` forgets is a call of nowhere."""
+    """The table of tiles is emptied before each problem and stream: one that is forgotten is a call of nowhere."""
     assert "done" in python(WIDTHS)
 
 
@@ -209,6 +273,33 @@ def test_a_stream_that_finds_no_memory_goes_on_as_it_was(monkeypatch):
             assert np.array_equal(stream.step(x[t]), want[t])
     finally:
         fr.set_num_threads(before)
+
+
+def test_a_stream_has_room_for_fewer_threads():
+    """A step gets those of the team who come in time, and they may divide it into more groups."""
+    from fusedrnn.numba import sequence
+
+    before = fr.get_num_threads()
+    try:
+        for B, H in ((24, 200), (64, 300), (40, 512), (300, 70)):
+            stream, needs = nb.stream((nb.pack("rnn_tanh", zeros(H, 3), zeros(H, H)),), B), []
+            for threads in range(1, 9):
+                fr.set_num_threads(threads)
+                stream._divide()
+                needs.append(int(stream._divisions[0][0][:4].view(sequence.DIVISION)[0]["need"]))
+            assert needs == sorted(needs)
+    finally:
+        fr.set_num_threads(before)
+
+
+def test_spare_memory_has_a_limit(monkeypatch):
+    """Of a few blocks, the largest, and of their size."""
+    from fusedrnn.numba import backend
+
+    monkeypatch.setattr(backend, "_spares", {})
+    for size in (5 << 20, 41 << 20, 9 << 20, 7 << 20, 1 << 17, 8 << 20):
+        backend.spare(np.empty(size, np.uint8))
+    assert sorted(map(len, backend._spares.values())) == [7 << 20, 8 << 20, 9 << 20]
 
 
 def test_what_is_made_once():
@@ -323,7 +414,25 @@ def test_the_cache_and_the_messages(tmp_path):
     assert "compiling takes some seconds, once" in first
     assert "compiled work in" in first
     assert "rnn_relu float32 is ready" in first
-    assert "compiled work in" not in python(code, NUMBA_CACHE_DIR=str(tmp_path))
+    code += """
+import numpy as np
+x, w = np.ones((3, 2, 4), "f"), [np.ones(shape, "f") for shape in ((5, 4), (5, 5))] + [None, None]
+y, *_, tape = nb.forward("rnn_relu", x, ((w, None, None, False),), None, True)
+nb.backward(tape, y, None, None)
+nb.stream((nb.pack("rnn_relu", *w),), 2).step(x[0])
+"""
+    assert not re.findall(r"compiled \w+ in", python(code, NUMBA_CACHE_DIR=str(tmp_path)))
+
+
+def test_any_source_is_in_the_stamp_of_the_cache(tmp_path, monkeypatch):
+    jit = sys.modules[once.__module__]
+    shutil.copytree(Path(jit.__file__).parent, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    sources, stamps = list(tmp_path.glob("*.py")), {jit._stamp()}
+    for source in sources:
+        source.write_bytes(source.read_bytes() + b"#")
+        stamps.add(jit._stamp())
+    assert len(stamps) == 1 + len(sources)
 
 
 AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+bmi,+bmi2"}
@@ -363,6 +472,7 @@ def test_what_cannot_work_is_refused(environment, said):
 
 SIGNALS = """
 import signal
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
 import numpy as np, fusedrnn as fr
 from fusedrnn import numba as nb
 fr.set_num_threads(2)
@@ -401,14 +511,16 @@ try: stream.step(x[0])
 except RuntimeError as error: assert "interrupted" in str(error)
 stream.reset()
 assert np.array_equal(stream.step(x[0]), first)
+assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == blocked, "the caller's signals are blocked"
 print("done")
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are sent the POSIX way")
-def test_signals_in_a_call():
+@pytest.mark.parametrize("team", ["compiled", "own"])
+def test_signals_in_a_call(team):
     """Handlers run with the caller's floating-point state; Ctrl-C ends a call, and all can be used afterwards."""
-    assert "done" in python(SIGNALS)
+    assert "done" in python((WITHOUT_CORE if team == "own" else "") + SIGNALS)
 
 
 # Cells in users' code ------------------------------------------------------------------------------------------------
@@ -446,6 +558,7 @@ def test_sequences_in_jitted_code(form, dtype):
         y, h, c = np.empty((T, H), dtype), np.zeros(H, dtype), np.zeros(H, dtype)
         sequence(pack(*given, **options), x[:, 0].copy(), *((h, c) if cell == "lstm" else (h,)), y)
         assert np.array_equal(y, want[0][:, 0])
+        assert np.float32(1e-40) * np.float32(1) != 0, "the floating-point state was not restored"
 
 
 @numba.njit(parallel=True)
@@ -486,6 +599,7 @@ SHARED = zeros(4, 5)
         ({"x": zeros(4, 3, dtype=np.float64)}, "x: expected 2 axes of float32 as h, got 2 of float64"),
         ({"x": zeros(4, 3, dtype=np.int32)}, "x: expected 2 axes of float32 as h, got 2 of int32"),
         ({"x": zeros(3, 4).T}, "x, h: expected contiguous rows"),
+        ({"h": zeros(5, 4).T}, "x, h: expected contiguous rows"),
         ({"h": zeros(4, 6)}, "h: expected as many numbers in its last axis"),
         ({"h": zeros(4, 5, dtype=np.float64)}, "h: expected float32 as the weights, got float64"),
         ({"h": zeros(2, 4, 5)}, "h: expected an array"),
@@ -595,6 +709,10 @@ def test_weights_of_two_cells(reset_after):
         for one, other, H in ((small, large, 5), (large, small, 300)):
             with pytest.raises(ValueError, match="weights: expected fields of one cell"):
                 nb.gru_step(one._replace(**{field: getattr(other, field)}), zeros(4, 3), zeros(4, H))
+    with pytest.raises(ValueError, match="weights: expected fields of one cell"):
+        nb.gru_step(large._replace(h=large.h[:1]), zeros(4, 3), zeros(4, 300))
+    with pytest.raises(ValueError, match="weights: expected panels of this CPU's vectors"):
+        nb.gru_step(small._replace(x=small.x[..., :1].copy()), zeros(4, 3), zeros(4, 5))
 
 
 def test_a_last_axis_of_one():
