@@ -219,3 +219,8 @@ def test_importing_loads_no_backend():
     assert python(code).stdout == "[]\n"
     code = "import sys, fusedrnn; fusedrnn.backends.available(); print('numba' in sys.modules)"
     assert python(code).stdout == "False\n"
+
+
+def test_no_numba_where_there_are_no_posix_threads():
+    code = "import os, fusedrnn as fr; os.name = 'nt'; print(fr.backends.missing('numba'))"
+    assert python(code).stdout == "backend 'numba' is not installed: fusedrnn.numba needs POSIX threads\n"

@@ -3,6 +3,10 @@
 `fusedrnn.numba` is both a backend (see fusedrnn.backends) and what a simulation in Numba imports its cells from.
 """
 
+import os
+
+if os.name != "posix":  # forks are watched and threads started as POSIX has them
+    raise ModuleNotFoundError("fusedrnn.numba needs POSIX threads", name="numba")
 try:
     import numba as _numba  # noqa: F401
 except ModuleNotFoundError as error:
