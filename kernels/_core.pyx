@@ -45,6 +45,7 @@ cdef enum:
     LATE_ROWS = 1024        # rows that pass by it at once, at most, nor more than its own: their gate rows leave L2
     PLAIN_TIMES = 9         # a matrix that is read less often, ...
     PLAIN_ROWS = 96         # ... and by no more rows in all, is not worth packing
+    WAY_BYTES = 2048        # right operands of dW with shorter rows are read in place, if no multiple of it apart
     NARROW_DEPTH = 64       # k of a product from which on a panel of few units is worth rearranging
     LARGE_PAGE = 2 * 1024 * 1024    # a tape of 40 MB is 10,000 page faults otherwise
     SPARES = 32             # blocks of memory kept for the next call, ...
@@ -271,8 +272,8 @@ cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.nd
     need = (l.cell.states + (l.cell.stages == 2)) * states
     need += max(0 if dh_lent else of_dh, 0 if dx_lent or as_dh else of_dx)
     for s in range(1 + l.cell.stages):
-        d.right[s] = right_matrix(d, s)
-        need += matrix_bytes(&d.right[s], l.tiles)
+        d.right[s] = right_operand(d, s)
+        need += right_bytes(&d.right[s], l.tiles)
     memory = Memory(need)
     frame.owners.extend((memory, w_ih, w_hh, g_b_ih, g_b_hh))   # biases: written to even where nobody asks for them
     at = memory.data
@@ -287,8 +288,8 @@ cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.nd
         d.d_q = at
         at += states
     for s in range(1 + l.cell.stages):
-        d.right[s].data = at
-        at += matrix_bytes(&d.right[s], l.tiles)
+        place_right(&d.right[s], d, at)
+        at += right_bytes(&d.right[s], l.tiles)
     d.dh[0].data = d.grad_w_hh if dh_lent else at
     d.dh[1].data = d.dh[0].data + matrix_bytes(&d.dh[0], l.tiles)
     d.dx.data = d.dh[0].data if as_dh else d.grad_w_ih if dx_lent else at

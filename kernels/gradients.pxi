@@ -22,14 +22,17 @@ cdef void pack_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
         pack_right(k, d, d.layer.cell.source[1], &d.right[2], row0, end)
 
 
-cdef void pack_right(Worker *k, Direction *d, int operand, Matrix *m,
+cdef void pack_right(Worker *k, Direction *d, int operand, Right *right,
                      Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
     """One of them: x (-2), h_prev (-1) or a segment."""
     cdef Layer *l = &d.layer
+    cdef Matrix *m = &right.m
     cdef Py_ssize_t size = l.tiles.itemsize
     cdef Py_ssize_t s = 0, j, i, n = 0
     cdef const char *row
     cdef pack_t p
+    if right.in_place:
+        return
     memset(&p, 0, sizeof(p))
     p.out = m.data
     p.depth = row_end - row0
@@ -70,79 +73,152 @@ cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
     return (rows + blocks - 1) // blocks
 
 
-cdef Matrix right_matrix(Direction *d, int which) noexcept nogil:
-    """A right operand of dW, a block of it: x (0), h_prev (1) or, for gru_reset_before, r*h (2)."""
-    cdef Matrix m
-    memset(&m, 0, sizeof(m))
-    m.depth = block_rows(d)
-    m.width = PANEL
-    m.columns = d.layer.H if which else d.layer.inputs
-    m.vectors = (m.columns + d.layer.tiles.lanes - 1) // d.layer.tiles.lanes
-    return m
+cdef Right right_operand(Direction *d, int which) noexcept nogil:
+    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short and evenly spaced. Whole
+    vectors are read, and so the beginning of the row behind; behind x's last row there is none, so that is copied."""
+    cdef Layer *l = &d.layer
+    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, rows = d.offset[d.steps], apart = 0, past
+    cdef bint dense = rows > 0 and rows == d.T * d.B and (d.T == 1 or not d.reverse)
+    cdef Right r
+    memset(&r, 0, sizeof(r))
+    r.m.depth = block_rows(d)
+    r.m.width = PANEL
+    r.m.columns = l.H if which else l.inputs
+    r.m.vectors = (r.m.columns + lanes - 1) // lanes
+    past = r.m.vectors * lanes - r.m.columns
+    if which == 2:
+        r.row[1] = d.gates + l.cell.source[1] * l.stride * size
+        apart = gate_row_bytes(l)
+    elif which == 1:
+        if dense and (d.B >= FEW_ROWS or d.T == 1):             # a run of fewer rows takes longer than packing
+            apart = d.y_b
+        r.split = min(d.B, rows)
+        r.row[0] = d.h0
+        r.ld[0] = l.stride
+        r.row[1] = d.y
+    elif dense and d.x_i == size and (d.T == 1 or d.x_t == d.B * d.x_b):
+        r.split = rows - (past > 0)
+        r.row[0] = d.x
+        apart = d.x_b
+        r.ld[0] = apart // size
+    r.ld[1] = apart // size
+    r.in_place = past * size <= apart and r.m.columns * size <= apart and apart % size == 0 and apart % WAY_BYTES != 0
+    r.in_place &= r.m.columns * size < WAY_BYTES
+    return r
+
+
+cdef inline Py_ssize_t right_bytes(Right *r, const tiles_t *tiles) noexcept nogil:
+    """Room for a packed block, or for a copied row."""
+    return r.m.vectors * tiles.lanes * tiles.itemsize if r.in_place else matrix_bytes(&r.m, tiles)
+
+
+cdef void place_right(Right *r, Direction *d, char *at) noexcept nogil:
+    """Give it that room."""
+    cdef Py_ssize_t size = d.layer.tiles.itemsize
+    r.m.data = at
+    if r.in_place and r.row[1] == NULL and r.split < d.offset[d.steps]:
+        r.row[1] = at
+        memcpy(at, r.row[0] + r.split * r.ld[0] * size, r.m.columns * size)
+
+
+cdef inline bint in_place(Direction *d) noexcept nogil:
+    """Whether no right operand of dW is packed."""
+    return d.right[0].in_place and d.right[1].in_place and (d.layer.cell.stages == 1 or d.right[2].in_place)
 
 
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, block by
-    block. A rank makes whole rows of dW; the right operands are packed together, those of the first block already."""
+    block. A rank makes whole rows of dW; what is packed is packed together, for the first block already."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
-    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, H = l.H
-    cdef Py_ssize_t rows = d.offset[d.steps], ld = cell.segments * l.stride
+    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, rows = d.offset[d.steps], block = block_rows(d)
     cdef Py_ssize_t sixes = (H + LEFT_ROWS - 1) // LEFT_ROWS
     cdef Py_ssize_t strips = min(rounded_up((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
-    cdef Py_ssize_t total = strips * cell.gates, turn, strip, g, u0, u1, i, row0, depth, sixes_apart
-    cdef int which, segment, operand, packed_segment, whose
-    cdef product_t p
-    cdef char *grad
-    cdef char *bias
+    cdef Py_ssize_t turn, strip, g, row0, end, u0, u1
+    cdef int whose
     row0 = 0
     while row0 < rows:
-        depth = min(block_rows(d), rows - row0)
-        sixes_apart = LEFT_ROWS * depth + lanes                         # 6 * 512 alone would be a multiple of 4 KB
+        end = min(row0 + block, rows)
         turn = -1
         whose = k.rank
-        while not run.interrupted and next_turn(k, 0, total, &whose, &turn):
+        while not run.interrupted and next_turn(k, 0, strips * cell.gates, &whose, &turn):
             strip = turn // cell.gates
             g = turn - strip * cell.gates
             u0 = LEFT_ROWS * (sixes * strip // strips)
             u1 = min(LEFT_ROWS * (sixes * (strip + 1) // strips), H)
-            packed_segment = -1
-            for which in range(2):
-                segment = cell.of_h[g] if which else cell.of_x[g]
-                operand = 0 if which == 0 else 1 if cell.right[g] < 0 else 2
-                grad = d.grad_w_hh if which else d.grad_w_ih
-                bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
-                if segment != packed_segment:
-                    l.tiles.pack_left(k.buffer, sixes_apart, d.gates + (row0 * ld + segment * l.stride + u0) * size,
-                                      ld, depth, u1 - u0, bias)
-                    packed_segment = segment
-                else:
-                    memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
-                take(&p, &d.right[operand], l.tiles)
-                p.depth = depth
-                p.a = <const void **>k.a
-                p.a_step = LEFT_ROWS
-                p.out = k.out
-                p.rows = u1 - u0
-                p.columns = d.right[operand].columns
-                p.accumulate = row0 > 0
-                p.whole = True
-                p.prefetch = 1
-                for i in range(u1 - u0):
-                    k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + i % LEFT_ROWS) * size
-                    k.out[i] = grad + (g * H + u0 + i) * p.columns * size
-                l.tiles.product(&p)
-                account(k, <double>p.rows * depth * p.columns)
-                if run.interrupted:
-                    break
-        row0 += depth
+            strip_gradients(k, d, g, u0, u1, row0, end - row0)
+        row0 = end
         if row0 < rows:
             if meet(k):
                 return
-            pack_rights(k, d, row0)
-            if meet(k):
-                return
+            if not in_place(d):
+                pack_rights(k, d, row0)
+                if meet(k):
+                    return
+
+
+cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, Py_ssize_t u1,
+                          Py_ssize_t row, Py_ssize_t depth) noexcept nogil:
+    """Units [u0, u1) of gate g in dW and in the bias gradients: the sums go on by so many rows of the tape."""
+    cdef Layer *l = &d.layer
+    cdef Cell *cell = l.cell
+    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, i, middle
+    cdef Py_ssize_t sixes_apart = LEFT_ROWS * depth + l.tiles.lanes     # 6 * 512 alone would be a multiple of 4 KB
+    cdef int which, segment, packed_segment = -1
+    cdef Right *right
+    cdef product_t p
+    cdef char *tape = d.gates + row * gate_row_bytes(l) + u0 * size
+    cdef char *grad
+    cdef char *bias
+    for which in range(2):
+        segment = cell.of_h[g] if which else cell.of_x[g]
+        right = &d.right[0 if which == 0 else 1 if cell.right[g] < 0 else 2]
+        grad = d.grad_w_hh if which else d.grad_w_ih
+        bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
+        if segment != packed_segment:
+            l.tiles.pack_left(k.buffer, sixes_apart, tape + segment * l.stride * size, cell.segments * l.stride, depth,
+                              u1 - u0, bias)
+            packed_segment = segment
+        else:
+            memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
+        take(&p, &right.m, l.tiles)
+        p.a = <const void **>k.a
+        p.a_step = LEFT_ROWS
+        p.out = k.out
+        p.rows = u1 - u0
+        p.columns = right.m.columns
+        p.accumulate = row > 0
+        p.whole = True
+        p.prefetch = not right.in_place
+        for i in range(u1 - u0):
+            k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + i % LEFT_ROWS) * size
+            k.out[i] = grad + (g * H + u0 + i) * p.columns * size
+        if right.in_place:
+            middle = max(row, min(right.split, row + depth))
+            go_on(k, &p, l.tiles, right.row[0] + row * right.ld[0] * size, right.ld[0], middle - row)
+            go_on(k, &p, l.tiles, right.row[1] + (middle - right.split) * right.ld[1] * size, right.ld[1],
+                  row + depth - middle)
+        else:
+            go_on(k, &p, l.tiles, right.m.data, 0, depth)
+        account(k, <double>p.rows * depth * p.columns)
+        if k.run.interrupted:
+            return
+
+
+cdef void go_on(Worker *k, product_t *p, const tiles_t *tiles, const char *rows, Py_ssize_t ld,
+                Py_ssize_t depth) noexcept nogil:
+    """Add these rows of the right operand, if any, times as many of the left one, and pass by the latter."""
+    cdef Py_ssize_t i
+    if depth == 0:
+        return
+    p.w = rows
+    p.ld = ld
+    p.depth = depth
+    tiles.product(p)
+    p.accumulate = 1
+    for i in range(p.rows):
+        k.a[i] = <char *>k.a[i] + depth * LEFT_ROWS * tiles.itemsize
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:

@@ -59,6 +59,15 @@ cdef class Plan:
 # A run: one call of the team over one or two directions.
 
 
+cdef struct Right:
+    # A right operand of dW, a row for each of the tape's: packed, a block at a time, or as it lies, in two runs.
+    Matrix m
+    bint in_place
+    Py_ssize_t split            # rows of the first run
+    const char *row[2]          # where each begins
+    Py_ssize_t ld[2]            # from row to row, in elements
+
+
 cdef struct Direction:
     Layer layer
     bint reverse, packed, training
@@ -80,7 +89,7 @@ cdef struct Direction:
     Matrix dh[2]
     Matrix dx
     bint lent                   # dx's matrix lies where dW will be
-    Matrix right[3]             # right operands of dW, a block of the tape: x, h_prev or, for gru_reset_before, r*h
+    Right right[3]              # of dW: x, h_prev or, for gru_reset_before, r*h
     const char *dy              # laid out like y
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
     char *d_c

@@ -129,6 +129,14 @@ static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
 
+/* Rows of the left operand for the tile before to fetch, from where they begin; one line of them if they lie apart. */
+static const char *N(next_left)(N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, ptrdiff_t rows) {
+    const ptrdiff_t used = (g->segments - 1) * g->a_segment + g->depth, span = a[rows - 1] - a[0] + used;
+    const int near = span > 0 && span <= 2 * rows * used;
+    g->fetch_step = near ? span * (ptrdiff_t)sizeof(REAL) / (g->segments * g->depth) : 0;
+    return (const char *)(a[0] + a_offset);
+}
+
 /* Rows [0, p->rows) of `width` vectors starting at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
 static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t width,
                              ptrdiff_t out_offset, ptrdiff_t columns, const char *next) {
@@ -137,7 +145,10 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
     const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
     const ptrdiff_t K = g->depth * g->segments;
-    const N(tile_fn) *const by_rows = N(tiles_by_shape)[g->segments > 1 ? SEGMENTS : next ? FETCH : PLAIN][width];
+    const int left = p->fetch_left && tiles > 1;
+    const N(tile_fn) *const by_rows = N(tiles_by_shape)[g->segments > 1 ? SEGMENTS
+                                                        : next || left  ? FETCH
+                                                                        : PLAIN][width];
     /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
     g->fetch_step = next ? (VECTOR_BYTES * width + tiles - 1) / tiles : 0;
     if (g->fetch_step > 64) g->fetch_step = 64;
@@ -147,6 +158,8 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
         if (K >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
             for (ptrdiff_t r = rows; r < rows + fewer; r++)
                 for (ptrdiff_t v = 0; v < width; v++) __builtin_prefetch(out[r] + out_offset + v * g->out_step, 1, 3);
+        if (left && t + 1 < tiles) ahead = N(next_left)(g, a + rows, a_offset, fewer + (t + 1 < longer));
+        if (left && t + 1 == tiles) g->fetch_step = 0;
         if (columns >= width * LANES) {
             by_rows[rows](g, a, a_offset, w, out, out_offset, ahead);
         } else { /* the last columns of unpadded rows: by way of a padded copy */

@@ -50,6 +50,7 @@ typedef struct {
     int accumulate;        /* ... or from out itself (1), or from zero (0, init NULL) */
     int whole;             /* K is a block already: one pass, however deep */
     int backwards;         /* from the last vector to the first; nothing is fetched then */
+    int fetch_left;        /* another core wrote the left operand: a tile fetches the next one's rows, not weights */
     int prefetch;          /* the matrix does not fit L2: fetch the next panel while this one works, at last ... */
     const void *next;      /* ... this one (NULL: none) */
 } product_t;

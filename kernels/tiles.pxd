@@ -23,7 +23,7 @@ cdef extern from "tiles.h" nogil:
         void **out
         Py_ssize_t out_offset, out_panel, out_step, columns, narrow
         const void *init
-        int accumulate, whole, backwards, prefetch
+        int accumulate, whole, backwards, fetch_left, prefetch
         const void *next
 
     ctypedef struct pointwise_t:

@@ -55,6 +55,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
             p.first = a * each
             p.last = min(b * each, m.vectors)
             p.next = NULL
+            p.fetch_left = turn == 0 and width > 1 and rows >= FEW_ROWS and f != NULL   # others wrote it a barrier ago
             if p.prefetch and turn + 1 < blocks:
                 p.next = data + (a - span if backwards else b) * unit_bytes
             if m.late:

@@ -82,6 +82,22 @@ def test_many_rows_of_a_layout(T, B, threads, compiled):
     check(compiled, p, named | {"x": arrays.every_second(p.x)})
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_rows_of_x_and_h_that_dw_reads_where_they_lie(cell, dtype, target):
+    """Or packs: in other layouts, where the rows of x are long or apart, where few sequences are short of a block."""
+    for T, B, I, H in ((40, 15, 24, 20), (70, 8, 9, 16), (9, 7, 33, 31), (1, 20, 28, 17), (6, 90, 16, 24), (4, 9, 600, 9)):
+        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=H, lengths="none", directions="forward"))
+        named = arguments(p)
+        for layout, view in arrays.layouts(p.x):
+            if layout in ("plain", "misaligned", "axes(1, 0, 2)", "step3 on axis 1", "step3 on axis 2"):
+                try:
+                    check(target, p, named | {"x": view})
+                except Exception as error:
+                    error.add_note(f"T={T} B={B} I={I} H={H}: {layout}")
+                    raise
+
+
 @st.composite
 def mixtures(draw):
     """A case and a layout for each of its arguments."""

@@ -974,6 +974,44 @@ assert after[1] - before[1] < 200, f"{after[1] - before[1]} Python objects more"
 """
 
 
+# x between two pages that nobody may touch, at the end or at the beginning of what is between them.
+FENCED = """
+import ctypes, mmap
+
+def fenced(a, at_the_end):
+    inner = -(-a.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, inner + 2 * mmap.PAGESIZE)
+    start = np.frombuffer(pages, "uint8").ctypes.data
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    protect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for page in (start, start + mmap.PAGESIZE + inner):
+        assert protect(page, mmap.PAGESIZE, 0) == 0, ctypes.get_errno()
+    offset = mmap.PAGESIZE + (inner - a.nbytes if at_the_end else 0)
+    b = np.frombuffer(pages, a.dtype, a.size, offset).reshape(a.shape)
+    b[...] = a
+    return b
+
+for isa in core.available_isas():
+    core.set_isa(isa)
+    for T, B, I in ((5, 8, 1), (9, 70, 9), (1, 20, 28), (40, 15, 330), (3, 2, 33), (6, 12, 64), (1, 1, 7), (0, 3, 9), (4, 0, 9)):
+        for cell in CELLS:
+            for dtype in DTYPES:
+                p = problem(Case(cell, dtype, T=T, B=B, I=I, H=18, directions="both"))
+                want = run(core, p)
+                for at_the_end in (False, True):
+                    for axes in ((0, 1, 2), (1, 0, 2)):
+                        x = fenced(p.x.transpose(axes).copy(), at_the_end).transpose(axes)
+                        assert_same(run(core, dataclasses.replace(p, x=x)), want)
+print("done")
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="the numbers of mprotect are Linux's")
+def test_nothing_is_read_beside_x():
+    assert python(FENCED) == "done"
+
+
+
 @pytest.mark.skipif(not LINUX or SANITIZED, reason="memory is read the Linux way, from the ordinary allocator")
 def test_memory_is_flat():
     """After 10^5 calls, of many shapes."""
