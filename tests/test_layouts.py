@@ -86,7 +86,8 @@ def test_many_rows_of_a_layout(T, B, threads, compiled):
 @pytest.mark.parametrize("cell", CELLS)
 def test_rows_of_x_and_h_that_dw_reads_where_they_lie(cell, dtype, target):
     """Or packs: in other layouts, where the rows of x are long or apart, where few sequences are short of a block."""
-    for T, B, I, H in ((40, 15, 24, 20), (70, 8, 9, 16), (9, 7, 33, 31), (1, 20, 28, 17), (6, 90, 16, 24), (4, 9, 600, 9)):
+    sizes = (40, 15, 24, 20), (70, 8, 9, 16), (9, 7, 33, 31), (1, 20, 28, 17), (6, 90, 16, 24), (4, 9, 600, 9)
+    for T, B, I, H in sizes:
         p = problem(Case(cell, dtype, T=T, B=B, I=I, H=H, lengths="none", directions="forward"))
         named = arguments(p)
         for layout, view in arrays.layouts(p.x):

@@ -976,7 +976,7 @@ assert after[1] - before[1] < 200, f"{after[1] - before[1]} Python objects more"
 
 # x between two pages that nobody may touch, at the end or at the beginning of what is between them.
 FENCED = """
-import ctypes, mmap
+import ctypes, itertools, mmap
 
 def fenced(a, at_the_end):
     inner = -(-a.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -991,17 +991,19 @@ def fenced(a, at_the_end):
     b[...] = a
     return b
 
-for isa in core.available_isas():
-    core.set_isa(isa)
-    for T, B, I in ((5, 8, 1), (9, 70, 9), (1, 20, 28), (40, 15, 330), (3, 2, 33), (6, 12, 64), (1, 1, 7), (0, 3, 9), (4, 0, 9)):
-        for cell in CELLS:
-            for dtype in DTYPES:
-                p = problem(Case(cell, dtype, T=T, B=B, I=I, H=18, directions="both"))
-                want = run(core, p)
-                for at_the_end in (False, True):
-                    for axes in ((0, 1, 2), (1, 0, 2)):
-                        x = fenced(p.x.transpose(axes).copy(), at_the_end).transpose(axes)
-                        assert_same(run(core, dataclasses.replace(p, x=x)), want)
+SIZES = (5, 8, 1), (9, 70, 9), (1, 20, 28), (40, 15, 330), (3, 2, 33), (6, 12, 64), (1, 1, 7), (0, 3, 9), (4, 0, 9)
+kernels = [(core, isa) for isa in core.available_isas()]
+if "numba" in fusedrnn.backends.available():
+    from fusedrnn.numba import backend
+    kernels.append((backend, None))
+for module, isa in kernels:
+    core.set_isa(isa or core.isa())
+    for (T, B, I), cell, dtype in itertools.product(SIZES, CELLS, DTYPES):
+        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=18, directions="both"))
+        want = run(module, p)
+        for at_the_end, axes in itertools.product((False, True), ((0, 1, 2), (1, 0, 2))):
+            x = fenced(p.x.transpose(axes).copy(), at_the_end).transpose(axes)
+            assert_same(run(module, dataclasses.replace(p, x=x)), want)
 print("done")
 """
 
@@ -1009,7 +1011,6 @@ print("done")
 @pytest.mark.skipif(not LINUX, reason="the numbers of mprotect are Linux's")
 def test_nothing_is_read_beside_x():
     assert python(FENCED) == "done"
-
 
 
 @pytest.mark.skipif(not LINUX or SANITIZED, reason="memory is read the Linux way, from the ordinary allocator")

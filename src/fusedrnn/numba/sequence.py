@@ -59,6 +59,7 @@ LEFT_DEPTH_FAR = 1024
 FAR_BYTES = 8 * 1024 * 1024
 LEFT_STRIP = 48
 DX_ROWS = 48
+WAY_BYTES = 2048
 SERPENT = 128 * 1024
 FEW_ROWS = 8
 SHARED_WORK = 300000
@@ -76,6 +77,7 @@ NO_TIME = 1e300
 MATRIX = record(
     *("data", "depth", "width", "vectors", "columns", "gate_rows", "gated", "transposed", "gates", "w", "ld"),
 )
+RIGHT_OPERAND = record(*MATRIX.names, "in_place", "split", "row0", "ld0", "row1", "ld1")
 LAYER = record(
     *("cell", "tiles", "product", "pointwise", "pack_transposed", "pack_rows", "pack_left"),
     *("size", "lanes", "inputs", "H", "stride", "x", "h0", "h1", "bias", "w_ih", "w_hh", "b_ih", "b_hh"),
@@ -116,8 +118,9 @@ WORKER_BYTES, PRODUCT_BYTES, POINTWISE_BYTES, PACK_BYTES = (
     PACK.itemsize,
 )
 TWO_PRODUCTS = 2 * PRODUCT_BYTES
-THREE_MATRICES = 3 * MATRIX.itemsize
+THREE_RIGHTS = 3 * RIGHT_OPERAND.itemsize
 MATRIX_BYTES = MATRIX.itemsize
+RIGHT_BYTES = RIGHT_OPERAND.itemsize
 LINE = 128  # of a barrier: its epoch, and the turns taken from it by parity of the epoch
 
 # The frame of a call: RUN, two DIRECTIONs, two LAYERs, six MATRIXes of each direction (x, h0, h1, dh0, dh1, dx).
@@ -631,6 +634,7 @@ def stage(k, m, p, q, shared, backwards):
             product.first = begin * each
             product.last = end * each
             product.next = 0
+            product.fetch_left = 1 if turn == 0 and width > 1 and rows >= FEW_ROWS and point.rows else 0
             if product.prefetch and turn + 1 < blocks:
                 product.next = product.w + (begin - span if backwards else end) * unit_bytes
             call_native(l.product, p)
@@ -837,11 +841,53 @@ def step_of(d, row):
 
 
 @inner
+def right_operand(d, operand, right):
+    """x (-2), h_prev (-1) or a segment: in place where rows are short and evenly spaced. Whole vectors are read, and so
+    the beginning of the row behind; behind x's last row there is none, so that is copied."""
+    q, r = at(d, DIRECTION), at(right, RIGHT_OPERAND)
+    l = at(q.layer, LAYER)
+    size, rows = l.size, get(q.offset, q.steps)
+    dense = rows > 0 and rows == q.T * q.B and (q.T == 1 or not q.reverse)
+    apart = 0
+    r.width = PANEL
+    r.columns = l.inputs if operand == -2 else l.H
+    r.vectors = (r.columns + l.lanes - 1) // l.lanes
+    past = r.vectors * l.lanes - r.columns
+    r.split = r.row0 = r.ld0 = r.row1 = 0
+    if operand >= 0:
+        r.row1 = q.gates + operand * l.stride * size
+        apart = get(l.cell, SEGMENTS) * l.stride * size
+    elif operand == -1:
+        if dense and (q.B >= FEW_ROWS or q.T == 1):  # a run of fewer rows takes longer than packing
+            apart = q.y_b
+        r.split = min(q.B, rows)
+        r.row0 = q.h0
+        r.ld0 = l.stride
+        r.row1 = q.y
+    elif dense and q.x_i == size and (q.T == 1 or q.x_t == q.B * q.x_b):
+        r.split = rows - 1 if past else rows
+        r.row0 = q.x
+        apart = q.x_b
+        r.ld0 = apart // size
+    r.ld1 = apart // size
+    longest = r.columns * size
+    even = apart % size == 0 and apart % WAY_BYTES != 0
+    r.in_place = 1 if past * size <= apart and longest <= apart and longest < WAY_BYTES and even else 0
+
+
+@inner
 def pack_right(k, d, operand, m, row0, row_end):
-    """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment."""
-    w, q, a = at(k, WORKER), at(d, DIRECTION), at(m, MATRIX)
+    """Right operand of dW, this rank's vectors of tape rows [row0, row_end): x (-2), h_prev (-1) or a segment. Where it
+    is in place, the copy of x's last row is all there is to do, once."""
+    w, q, a = at(k, WORKER), at(d, DIRECTION), at(m, RIGHT_OPERAND)
     l, run = at(q.layer, LAYER), at(w.run, RUN)
     size = l.size
+    if a.in_place:
+        if operand == -2 and row0 == 0 and a.split < get(q.offset, q.steps):
+            a.row1 = a.data
+            if w.rank == 0:
+                copy(a.data, a.row0 + a.split * a.ld0 * size, a.columns * size)
+        return
     address = stack(PACK_BYTES)
     p = at(address, PACK)
     p.gated = 0
@@ -875,6 +921,21 @@ def pack_right(k, d, operand, m, row0, row_end):
 
 
 @inner
+def go_on(p, layer, rows, ld, depth):
+    """Add these rows of the right operand, if any, times as many of the left one, and pass by the latter."""
+    q, l = at(p, PRODUCT), at(layer, LAYER)
+    if depth == 0:
+        return
+    q.w = rows
+    q.ld = ld
+    q.depth = depth
+    call_native(l.product, p)
+    q.accumulate = 1
+    for i in range(q.rows):
+        put(q.a, i, get(q.a, i) + depth * LEFT * l.size)
+
+
+@inner
 def weight_gradients(k, d):
     """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, in blocks of a fixed
     number of rows. A rank makes whole rows of dW, the right operands are packed together."""
@@ -887,27 +948,28 @@ def weight_gradients(k, d):
     sixes = (H + LEFT - 1) // LEFT
     strips = min(even((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
     total = strips * gates
-    right = stack(THREE_MATRICES)
-    memory = run.right
-    for which in range(3):
-        m = at(right + which * MATRIX_BYTES, MATRIX)
-        m.width = PANEL
-        m.columns = l.inputs if which == 0 else H
-        m.vectors = (m.columns + l.lanes - 1) // l.lanes
+    right = stack(THREE_RIGHTS)
+    memory, in_place = run.right, 1
+    second = get(cell, SOURCE + 1) if get(cell, STAGES) == 2 else -1
+    for which in range(3 if second >= 0 else 2):
+        right_operand(d, second if which == 2 else which - 2, right + which * RIGHT_BYTES)
+        m = at(right + which * RIGHT_BYTES, RIGHT_OPERAND)
         m.data = memory
         memory += m.vectors * VECTOR_BYTES * block_rows(d)
+        in_place &= m.in_place
     p, left = stack(PRODUCT_BYTES), stack(PACK_BYTES)
     product, pl = at(p, PRODUCT), at(left, PACK)
     row0 = 0
     while row0 < rows:
         depth = min(block_rows(d), rows - row0)
         sixes_apart = LEFT * depth + l.lanes  # 6 * 512 alone would be a multiple of 4 KB
-        pack_right(k, d, -2, right, row0, row0 + depth)
-        pack_right(k, d, -1, right + MATRIX_BYTES, row0, row0 + depth)
-        if get(cell, STAGES) == 2:
-            pack_right(k, d, get(cell, SOURCE + 1), right + 2 * MATRIX_BYTES, row0, row0 + depth)
-        if meet(k):
-            return
+        if row0 == 0 or not in_place:
+            pack_right(k, d, -2, right, row0, row0 + depth)
+            pack_right(k, d, -1, right + RIGHT_BYTES, row0, row0 + depth)
+            if second >= 0:
+                pack_right(k, d, second, right + 2 * RIGHT_BYTES, row0, row0 + depth)
+            if meet(k):
+                return
         strip = next_turn(k, 0, -1)
         while not interrupted(k) and strip < total:
             g = strip // strips
@@ -931,10 +993,9 @@ def weight_gradients(k, d):
                     packed_segment = segment
                 else:
                     copy(bias, q.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
-                m = right + operand * MATRIX_BYTES
-                at(m, MATRIX).depth = depth
-                take(p, m, layer)
-                columns = at(m, MATRIX).columns
+                m = at(right + operand * RIGHT_BYTES, RIGHT_OPERAND)
+                take(p, right + operand * RIGHT_BYTES, layer)
+                columns = m.columns
                 product.a = w.a
                 product.a_step = LEFT
                 product.out = w.out
@@ -942,11 +1003,16 @@ def weight_gradients(k, d):
                 product.columns = columns
                 product.accumulate = 1 if row0 > 0 else 0
                 product.whole = 1
-                product.prefetch = 1
+                product.prefetch = 0 if m.in_place else 1
                 for i in range(u1 - u0):
                     put(w.a, i, w.buffer + (i // LEFT * sixes_apart + i % LEFT) * size)
                     put(w.out, i, grad + (g * H + u0 + i) * columns * size)
-                call_native(l.product, p)
+                if m.in_place:
+                    middle = max(row0, min(m.split, row0 + depth))
+                    go_on(p, layer, m.row0 + row0 * m.ld0 * size, m.ld0, middle - row0)
+                    go_on(p, layer, m.row1 + (middle - m.split) * m.ld1 * size, m.ld1, row0 + depth - middle)
+                else:
+                    go_on(p, layer, m.data, 0, depth)
                 account(k, 1.0 * product.rows * depth * columns)
                 if interrupted(k):
                     break

@@ -67,8 +67,9 @@ def record(*names: str) -> np.dtype[Any]:
 # out[r][...] (+)= sum_k a[r][k] * w[k][...]: product_t of kernels/tiles.h, every field with the meaning it has there,
 # and `tiles`, a table of tiles.
 PRODUCT = record(
-    *("rows", "a", "a_step", "a_segment", "segments", "depth", "w", "width", "vectors", "first", "last", "out"),
-    *("out_offset", "out_panel", "out_step", "columns", "init", "accumulate", "whole", "prefetch", "next", "tiles"),
+    *("rows", "a", "a_step", "a_segment", "segments", "depth", "w", "ld", "width", "vectors", "first", "last", "out"),
+    *("out_offset", "out_panel", "out_step", "columns", "init", "accumulate", "whole", "fetch_left", "prefetch"),
+    *("next", "tiles"),
 )
 # What stays the same over the tiles of one product.
 WALK = record(
@@ -338,6 +339,19 @@ def widths_for(gates: int, vectors: int, threads: int) -> frozenset[int]:
     return frozenset(met | {WIDEST} if PANEL in met else met)
 
 
+@inner
+def next_left(walk, a, a_offset, rows, like):
+    """Rows of the left operand for the tile before to fetch, from where they begin; 0 where they lie apart."""
+    g = at(walk, WALK)
+    size = itemsize(like)
+    used = (g.segments - 1) * g.a_segment + g.depth
+    span = (get(a, rows - 1) - get(a, 0)) // size + used
+    if span <= 0 or span > 2 * rows * used:
+        return 0
+    g.fetch_step = span * size // (g.segments * g.depth)
+    return get(a, 0) + a_offset * size
+
+
 @inlined
 def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like):
     """All rows of `width` vectors at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2."""
@@ -350,8 +364,12 @@ def rows_of_tiles(p, walk, a_offset, w, width, out_offset, columns, ahead, like)
     longer = total - fewer * tiles
     # the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free
     g.fetch_step = min((VECTOR_BYTES * width + tiles - 1) // tiles, 64)
+    left = q.fetch_left and tiles > 1
     for t in range(tiles):
         rows = fewer + 1 if t < longer else fewer
+        if left:
+            more = fewer + 1 if t + 1 < longer else fewer
+            ahead = next_left(walk, a + 8 * rows, a_offset, more, like) if t + 1 < tiles else 0
         fetch = 1 if ahead and FETCHES[width * 9 + rows] else 0
         tile = get(q.tiles, fetch * FETCHED + width * 9 + rows)
         now = ahead
@@ -391,10 +409,10 @@ def block(p, walk, a_offset, k0, after, like):
     together = TOGETHER[width_full]
     while v < end:
         full = min(vectors - panel * width_full, width_full)
-        w = q.w + (panel * width_full * K + k0 * full + within) * L * size
+        w = q.w + (k0 * q.ld + v * L if q.ld else (panel * width_full * K + k0 * full + within) * L) * size
         out_offset = q.out_offset + panel * q.out_panel + within * q.out_step
-        g.w_step = full * L
-        g.w_panel = full * L * K
+        g.w_step = q.ld if q.ld else full * L
+        g.w_panel = full * L if q.ld else full * L * K
         if (
             rows == 1
             and within == 0
