@@ -36,7 +36,7 @@ cdef void work(void *arg, int rank) noexcept nogil:
     for i in range(run.directions):
         d = &run.direction[i]
         pack_share(&k, &d.dx, d.layer.tiles)
-        pack_rights(&k, d, 0)
+        open_rights(&k, d, 0)
         if meet(&k):
             return
         if d.lent:                                              # what dx is made of makes room for dW
@@ -84,6 +84,11 @@ cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
     return max(rows_at_once(run), l.cell.gates * l.H) if run.backward else rows_at_once(run)
 
 
+cdef inline Py_ssize_t right_rows(Run *run) noexcept nogil:
+    """... and for each right operand of dW."""
+    return block_rows(&run.direction[0]) if run.backward else 0
+
+
 cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
     cdef Direction *d = &run.direction[0]
     cdef Py_ssize_t size = d.layer.tiles.itemsize, staged = 0
@@ -91,11 +96,13 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
         staged = rows_at_once(run) * d.layer.inputs * size
     if run.backward:
         staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * size)
-    return (2 * pointer_rows(run) + 10 * d.B) * <Py_ssize_t>sizeof(void *) + rounded_up(staged, 64) + 64
+    cdef Py_ssize_t pointers = 2 * pointer_rows(run) + 3 * right_rows(run) + 10 * d.B
+    return pointers * <Py_ssize_t>sizeof(void *) + rounded_up(staged, 64) + 64
 
 
 cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     cdef Py_ssize_t B = run.direction[0].B
+    cdef int i
     memset(k, 0, sizeof(Worker))
     k.run = run
     k.rank = rank
@@ -111,7 +118,9 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     k.dh = k.dy + B
     k.dc = k.dh + B
     k.dq = k.dc + B
-    k.buffer = <char *>rounded_up(<Py_ssize_t><size_t>(k.dq + B), 64)
+    for i in range(3):
+        k.right[i] = <const void **>(k.dq + B) + i * right_rows(run)
+    k.buffer = <char *>rounded_up(<Py_ssize_t><size_t>(k.right[2] + right_rows(run)), 64)
 
 
 # ---------------------------------------------------------------------------------------------------------------

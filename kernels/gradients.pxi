@@ -13,55 +13,72 @@ cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
     return low
 
 
-cdef void pack_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
-    """The right operands of the block of dW that begins with this row of the tape, this rank's vectors."""
-    cdef Py_ssize_t end = min(row0 + block_rows(d), d.offset[d.steps])
-    pack_right(k, d, -2, &d.right[0], row0, end)
-    pack_right(k, d, -1, &d.right[1], row0, end)
-    if d.layer.cell.stages == 2:
-        pack_right(k, d, d.layer.cell.source[1], &d.right[2], row0, end)
+cdef void open_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
+    """The right operands of the block of dW that begins with this row of the tape."""
+    cdef int which
+    for which in range(1 + d.layer.cell.stages):
+        open_right(k, d, which, row0, min(row0 + block_rows(d), d.offset[d.steps]))
 
 
-cdef void pack_right(Worker *k, Direction *d, int operand, Right *right,
-                     Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
-    """One of them: x (-2), h_prev (-1) or a segment."""
+cdef void open_right(Worker *k, Direction *d, int which, Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
+    """One of them: where its rows are, and if they are not read there, this rank's vectors packed."""
     cdef Layer *l = &d.layer
+    cdef Right *right = &d.right[which]
     cdef Matrix *m = &right.m
-    cdef Py_ssize_t size = l.tiles.itemsize
-    cdef Py_ssize_t s = 0, j, i, n = 0
+    cdef const void **rows = k.right[which]
+    cdef Py_ssize_t size = l.tiles.itemsize, s = step_of(d, row0), j = row0 - d.offset[s], n = 0, i, count, apart
+    cdef bint dense = d.offset[d.steps] == d.T * d.B
     cdef const char *row
     cdef pack_t p
+    while n < row_end - row0:                                   # step by step
+        count = min(d.offset[s + 1] - d.offset[s] - j, row_end - row0 - n)
+        if which == 2:
+            row = tape_row(d, j, s) + l.cell.source[1] * l.stride * size
+            apart = gate_row_bytes(l)
+        elif which == 1:
+            row = y_row(d, j, s - 1)
+            apart = d.y_b if s else l.stride * size
+        else:
+            row = x_row(d, j, s)
+            apart = d.x_b
+        if dense or which == 2 or (which == 1 and s == 0):
+            for i in range(count):
+                rows[n + i] = row + i * apart
+        else:
+            for i in range(count):
+                rows[n + i] = y_row(d, j + i, s - 1) if which else x_row(d, j + i, s)
+        n += count
+        s += 1
+        j = 0
+    if which == 0 and d.x_i != size:
+        for i in range(n):
+            rows[i] = stage_row(d, <const char *>rows[i], k.buffer + i * l.inputs * size, l.inputs)
+    for i in range(n if right.last != NULL else 0):
+        if rows[i] == right.last:
+            rows[i] = right.copy
     if right.in_place:
+        k.right_ld[which] = evenly_apart(rows, n, size)
         return
     memset(&p, 0, sizeof(p))
     p.out = m.data
-    p.depth = row_end - row0
+    p.depth = n
     p.width = m.width
     p.vectors = m.vectors
     p.columns = m.columns
     p.first = m.vectors * k.rank // k.run.size
     p.last = m.vectors * (k.rank + 1) // k.run.size
-    p.row = <const void **>k.a
-    if p.first == p.last:
-        return
-    s = step_of(d, row0)
-    j = row0 - d.offset[s]
-    for i in range(row0, row_end):
-        while i >= d.offset[s + 1]:
-            s += 1
-            j = 0
-        if operand == -2:
-            row = x_row(d, j, s)
-            if d.x_i != size:
-                row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
-        elif operand == -1:
-            row = y_row(d, j, s - 1)
-        else:
-            row = tape_row(d, j, s) + operand * l.stride * size
-        k.a[n] = <void *>row
-        n += 1
-        j += 1
-    l.tiles.pack_rows(&p)
+    p.row = rows
+    if p.first < p.last:
+        l.tiles.pack_rows(&p)
+
+
+cdef Py_ssize_t evenly_apart(const void **rows, Py_ssize_t n, Py_ssize_t size) noexcept nogil:
+    """Elements from each row to the next; 0 where that differs or is none."""
+    cdef Py_ssize_t apart = 0 if n < 2 else <const char *>rows[1] - <const char *>rows[0], i
+    for i in range(2, n):
+        if <const char *>rows[i] - <const char *>rows[i - 1] != apart:
+            return 0
+    return apart // size if apart > 0 and apart % size == 0 else 0
 
 
 cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
@@ -74,51 +91,45 @@ cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
 
 
 cdef Right right_operand(Direction *d, int which) noexcept nogil:
-    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short and evenly spaced. Whole
-    vectors are read, and so the beginning of the row behind; behind x's last row there is none, so that is copied."""
+    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short, do not overlap, and do not
+    share few sets of the caches. Whole vectors are read; behind the last row in memory there may be nothing to read."""
     cdef Layer *l = &d.layer
-    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes, rows = d.offset[d.steps], apart = 0, past
-    cdef bint dense = rows > 0 and rows == d.T * d.B and (d.T == 1 or not d.reverse)
+    cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes
+    cdef Py_ssize_t by_t = d.x_t if which == 0 else d.y_t, t = max(by_t, -by_t)
+    cdef Py_ssize_t by_b = d.x_b if which == 0 else d.y_b, b = max(by_b, -by_b), bytes
     cdef Right r
     memset(&r, 0, sizeof(r))
     r.m.depth = block_rows(d)
     r.m.width = PANEL
     r.m.columns = l.H if which else l.inputs
     r.m.vectors = (r.m.columns + lanes - 1) // lanes
-    past = r.m.vectors * lanes - r.m.columns
+    bytes = r.m.columns * size
     if which == 2:
-        r.row[1] = d.gates + l.cell.source[1] * l.stride * size
-        apart = gate_row_bytes(l)
-    elif which == 1:
-        if dense and (d.B >= FEW_ROWS or d.T == 1):             # a run of fewer rows takes longer than packing
-            apart = d.y_b
-        r.split = min(d.B, rows)
-        r.row[0] = d.h0
-        r.ld[0] = l.stride
-        r.row[1] = d.y
-    elif dense and d.x_i == size and (d.T == 1 or d.x_t == d.B * d.x_b):
-        r.split = rows - (past > 0)
-        r.row[0] = d.x
-        apart = d.x_b
-        r.ld[0] = apart // size
-    r.ld[1] = apart // size
-    r.in_place = past * size <= apart and r.m.columns * size <= apart and apart % size == 0 and apart % WAY_BYTES != 0
-    r.in_place &= r.m.columns * size < WAY_BYTES
+        r.in_place = bytes < WAY_BYTES and gate_row_bytes(l) % WAY_BYTES != 0   # these are padded
+        return r
+    r.in_place = bytes < WAY_BYTES and 2 * r.m.columns >= r.m.vectors * lanes and (which == 1 or d.x_i == size)
+    if d.B > 1:
+        r.in_place &= b >= bytes and b % WAY_BYTES != 0
+    if d.T > 1:
+        r.in_place &= t >= bytes and (t % WAY_BYTES != 0 or t == d.B * b)
+    if d.T > 1 and d.B > 1:
+        r.in_place &= t >= (d.B - 1) * b + bytes or b >= (d.T - 1) * t + bytes
+    if r.in_place and r.m.vectors * lanes > r.m.columns and d.offset[d.steps]:
+        r.last = (d.y if which else d.x) + max(<Py_ssize_t>0, (d.T - 1) * by_t) + max(<Py_ssize_t>0, (d.B - 1) * by_b)
     return r
 
 
 cdef inline Py_ssize_t right_bytes(Right *r, const tiles_t *tiles) noexcept nogil:
-    """Room for a packed block, or for a copied row."""
+    """Room for a packed block, or for the last row."""
     return r.m.vectors * tiles.lanes * tiles.itemsize if r.in_place else matrix_bytes(&r.m, tiles)
 
 
 cdef void place_right(Right *r, Direction *d, char *at) noexcept nogil:
     """Give it that room."""
-    cdef Py_ssize_t size = d.layer.tiles.itemsize
     r.m.data = at
-    if r.in_place and r.row[1] == NULL and r.split < d.offset[d.steps]:
-        r.row[1] = at
-        memcpy(at, r.row[0] + r.split * r.ld[0] * size, r.m.columns * size)
+    if r.last != NULL:
+        r.copy = at
+        memcpy(at, r.last, r.m.columns * d.layer.tiles.itemsize)
 
 
 cdef inline bint in_place(Direction *d) noexcept nogil:
@@ -152,10 +163,9 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
         if row0 < rows:
             if meet(k):
                 return
-            if not in_place(d):
-                pack_rights(k, d, row0)
-                if meet(k):
-                    return
+            open_rights(k, d, row0)
+            if not in_place(d) and meet(k):
+                return
 
 
 cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, Py_ssize_t u1,
@@ -163,9 +173,9 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
     """Units [u0, u1) of gate g in dW and in the bias gradients: the sums go on by so many rows of the tape."""
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
-    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, i, middle
+    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, i
     cdef Py_ssize_t sixes_apart = LEFT_ROWS * depth + l.tiles.lanes     # 6 * 512 alone would be a multiple of 4 KB
-    cdef int which, segment, packed_segment = -1
+    cdef int which, operand, segment, packed_segment = -1
     cdef Right *right
     cdef product_t p
     cdef char *tape = d.gates + row * gate_row_bytes(l) + u0 * size
@@ -173,7 +183,8 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
     cdef char *bias
     for which in range(2):
         segment = cell.of_h[g] if which else cell.of_x[g]
-        right = &d.right[0 if which == 0 else 1 if cell.right[g] < 0 else 2]
+        operand = 0 if which == 0 else 1 if cell.right[g] < 0 else 2
+        right = &d.right[operand]
         grad = d.grad_w_hh if which else d.grad_w_ih
         bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
         if segment != packed_segment:
@@ -183,6 +194,12 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
         else:
             memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
         take(&p, &right.m, l.tiles)
+        if right.in_place and k.right_ld[operand]:              # one load less a k: 3 % where vectors lie across lines
+            p.w = k.right[operand][0]
+            p.ld = k.right_ld[operand]
+        elif right.in_place:
+            p.row = k.right[operand]
+        p.depth = depth
         p.a = <const void **>k.a
         p.a_step = LEFT_ROWS
         p.out = k.out
@@ -194,31 +211,10 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
         for i in range(u1 - u0):
             k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + i % LEFT_ROWS) * size
             k.out[i] = grad + (g * H + u0 + i) * p.columns * size
-        if right.in_place:
-            middle = max(row, min(right.split, row + depth))
-            go_on(k, &p, l.tiles, right.row[0] + row * right.ld[0] * size, right.ld[0], middle - row)
-            go_on(k, &p, l.tiles, right.row[1] + (middle - right.split) * right.ld[1] * size, right.ld[1],
-                  row + depth - middle)
-        else:
-            go_on(k, &p, l.tiles, right.m.data, 0, depth)
+        l.tiles.product(&p)
         account(k, <double>p.rows * depth * p.columns)
         if k.run.interrupted:
             return
-
-
-cdef void go_on(Worker *k, product_t *p, const tiles_t *tiles, const char *rows, Py_ssize_t ld,
-                Py_ssize_t depth) noexcept nogil:
-    """Add these rows of the right operand, if any, times as many of the left one, and pass by the latter."""
-    cdef Py_ssize_t i
-    if depth == 0:
-        return
-    p.w = rows
-    p.ld = ld
-    p.depth = depth
-    tiles.product(p)
-    p.accumulate = 1
-    for i in range(p.rows):
-        k.a[i] = <char *>k.a[i] + depth * LEFT_ROWS * tiles.itemsize
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:

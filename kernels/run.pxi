@@ -60,12 +60,11 @@ cdef class Plan:
 
 
 cdef struct Right:
-    # A right operand of dW, a row for each of the tape's: packed, a block at a time, or as it lies, in two runs.
+    # A right operand of dW, a row for each of the tape's: a block of it packed, or rows that are read where they lie.
     Matrix m
     bint in_place
-    Py_ssize_t split            # rows of the first run
-    const char *row[2]          # where each begins
-    Py_ssize_t ld[2]            # from row to row, in elements
+    const char *last            # the last of these in memory, behind which nothing may be read; NULL: they are padded
+    char *copy                  # ... so it is read here
 
 
 cdef struct Direction:
@@ -149,6 +148,8 @@ cdef struct Worker:
     void **dh
     void **dc
     void **dq
+    const void **right[3]       # rows of a block of the right operands of dW, ...
+    Py_ssize_t right_ld[3]      # ... so many elements apart, all of them, or 0
     char *buffer                # staged x rows or packed left operands
 
 

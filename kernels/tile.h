@@ -24,6 +24,7 @@
 #define PLAIN 0 /* kinds of tiles */
 #define FETCH 1
 #define SEGMENTS 2
+#define ROWS 3
 #define WIDEST_NARROW 2  /* vectors of a narrow panel */
 #define NEAR (64 * 1024) /* bytes of weights that are largely read from L1 */
 #define ROWS_AT_ONCE 8   /* of a matrix that is packed by rows */
@@ -34,15 +35,15 @@
 /* What stays the same over the tiles of one product. */
 typedef struct {
     ptrdiff_t a_step, depth, segments, a_segment; /* so many segments of `depth` k, and from one to the next */
-    ptrdiff_t w_step, w_panel;                    /* from k to k+1 and from a panel to the next */
+    ptrdiff_t w_step, w_panel; /* from k to k+1, from a panel to the next; ROWS: w_panel into a row */
     ptrdiff_t out_panel, out_step;
     const REAL *init;
     int accumulate;
     ptrdiff_t fetch_step; /* bytes from k to k+1 in the panel to come */
 } N(walk);
 
-/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments. R, P,
- * V and the kind are constants wherever this is inlined. */
+/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments, to
+ * a third one w is pointers to rows. R, P, V and the kind are constants wherever this is inlined. */
 INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
     N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(P * V, 8)];
@@ -59,19 +60,24 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
         ptrdiff_t at = 0;
         UNROLLED_BY(4)
         for (ptrdiff_t k = 0; k < g->depth; k++) {
-            if (kind != PLAIN) {
+            if (kind == FETCH || kind == SEGMENTS) {
                 __builtin_prefetch(next, 0, 2);
                 next += fetch_step;
             }
+            const REAL *from = w;
+            if (kind == ROWS) {
+                from = ((const REAL *const *)w)[k] + w_panel;
+                __asm__("" : "+r"(from)); /* else GCC keeps w_panel plus each vector's place in registers it has not */
+            }
             N(vec) weight[8];
-            EACH_OF(v, 0, P * V) weight[v] = N(load)(w + v / V * w_panel + v % V * LANES);
+            EACH_OF(v, 0, P * V) weight[v] = N(load)(from + v / V * w_panel + v % V * LANES);
             EACH_OF(r, 0, R) {
                 const N(vec) x = N(all)(left[r][at]);
                 EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
                 if (R * P * V + P * V + 1 == REGISTERS)
                     EACH_OF(v, 0, P * V) IN_PLACE(sum[r][v]);
             }
-            w += w_step;
+            if (kind != ROWS) w += w_step;
             at += a_step;
         }
         if (--more == 0) break;
@@ -93,7 +99,8 @@ typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, cons
 #define TILES(R, V)                                                                                                    \
     TILE(R, 1, V, PLAIN, tile_##R##x##V)                                                                               \
     TILE(R, 1, V, FETCH, tile_##R##x##V##_fetch)                                                                       \
-    TILE(R, 1, V, SEGMENTS, tile_##R##x##V##_segments)
+    TILE(R, 1, V, SEGMENTS, tile_##R##x##V##_segments)                                                                 \
+    TILE(R, 1, V, ROWS, tile_##R##x##V##_rows)
 #define TILES_TO_4(V) TILES(1, V) TILES(2, V) TILES(3, V) TILES(4, V)
 #define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
 #define TILES_TO_8(V) TILES_TO_6(V) TILES(7, V) TILES(8, V)
@@ -116,15 +123,17 @@ TILE(1, 4, 2, PLAIN, tile_1x2_four)
 #define TO_6(V, KIND) TO_4(V, KIND), N(tile_5x##V##KIND), N(tile_6x##V##KIND)
 #define TO_8(V, KIND) TO_6(V, KIND), N(tile_7x##V##KIND), N(tile_8x##V##KIND)
 /* [kind][V][R] */
-static const N(tile_fn) N(tiles_by_shape)[3][5][MOST_ROWS + 1] = {
+static const N(tile_fn) N(tiles_by_shape)[4][5][MOST_ROWS + 1] = {
 #if WIDEST == 4
     {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_8(3, )}, {TO_6(4, )}},
     {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_8(3, _fetch)}, {TO_6(4, _fetch)}},
     {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
+    {{0}, {TO_8(1, _rows)}, {TO_8(2, _rows)}, {TO_8(3, _rows)}, {TO_6(4, _rows)}},
 #else
     {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
     {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
     {{0}, {TO_8(1, _segments)}, {TO_6(2, _segments)}, {TO_4(3, _segments)}, {0}},
+    {{0}, {TO_8(1, _rows)}, {TO_6(2, _rows)}, {TO_4(3, _rows)}, {0}},
 #endif
 };
 static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
@@ -146,9 +155,8 @@ static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
     const ptrdiff_t K = g->depth * g->segments;
     const int left = p->fetch_left && tiles > 1;
-    const N(tile_fn) *const by_rows = N(tiles_by_shape)[g->segments > 1 ? SEGMENTS
-                                                        : next || left  ? FETCH
-                                                                        : PLAIN][width];
+    const int kind = p->row ? ROWS : g->segments > 1 ? SEGMENTS : next || left ? FETCH : PLAIN;
+    const N(tile_fn) *const by_rows = N(tiles_by_shape)[kind][width];
     /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
     g->fetch_step = next ? (VECTOR_BYTES * width + tiles - 1) / tiles : 0;
     if (g->fetch_step > 64) g->fetch_step = 64;
@@ -216,7 +224,7 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
     const REAL *const w = (const REAL *)p->w;
     const ptrdiff_t K = p->segments * p->depth, count = p->width == 2 ? 4 : 2, together = count * p->width;
     /* one row takes two panels at a time, for enough chains; but four chains are enough for a single stream out of L2 */
-    const int pairs = p->rows == 1 && p->width > 1 &&
+    const int pairs = p->rows == 1 && !p->row && p->width > 1 &&
                       (VECTOR_BYTES < 64 || p->ld || p->width == 3 || p->last - p->first <= 4 * p->width ||
                        (p->last - p->first) * K * VECTOR_BYTES <= NEAR);
     for (ptrdiff_t low = p->first, high = p->last; low < high;) {
@@ -230,19 +238,21 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
             if (p->backwards) panel -= count - 1;
             v = before = pair;
             end = pair + together;
-        } else if (p->rows > 1 && end - v == 4 && WIDEST < 4) {
+        } else if ((p->rows > 1 || p->row) && end - v == 4 && WIDEST < 4) {
             if (p->backwards) v += WIDEST;
             else end -= WIDEST;
         }
-        const REAL *from = p->ld ? w + k0 * p->ld + v * LANES : w + (before * K + k0 * full + v - before) * LANES;
+        const REAL *from = p->row  ? (const REAL *)(p->row + k0)
+                           : p->ld ? w + k0 * p->ld + v * LANES
+                                   : w + (before * K + k0 * full + v - before) * LANES;
         const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + (v - before) * p->out_step;
         g->w_step = p->ld ? p->ld : full * LANES;
-        g->w_panel = p->ld ? full * LANES : full * LANES * K;
+        g->w_panel = p->row ? v * LANES : p->ld ? full * LANES : full * LANES * K;
         const ptrdiff_t columns = p->columns ? p->columns - v * LANES : (end - v) * LANES;
         if (p->narrow && full < p->width) {
             N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
         } else if (p->rows == 1 && columns >= (end - v) * LANES) {
-            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[PLAIN][end - v][1]
+            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[p->row ? ROWS : PLAIN][end - v][1]
                                     : p->width == 4 ? N(tile_1x4_two)
                                     : p->width == 3 ? N(tile_1x3_two)
                                                     : N(tile_1x2_four);

@@ -36,7 +36,8 @@ typedef struct {
     ptrdiff_t depth;
     const void *w;         /* packed matrix, K rows; or as it came: */
     ptrdiff_t ld;          /* its rows are `ld` elements apart, whole vectors each (linear only); 0: packed ... */
-    int gate[4];           /* ... and those of segment s begin at gate[s]*depth */
+    int gate[4];           /* ... and those of segment s begin at gate[s]*depth; or, if this is not NULL, ... */
+    const void **row;      /* ... wherever they are: pointers to K rows of whole vectors (linear, one segment, whole) */
     ptrdiff_t width;       /* vectors in a full panel */
     ptrdiff_t vectors;     /* vectors in the whole matrix: tells how wide the last panel is */
     ptrdiff_t first, last; /* compute vectors [first, last) */

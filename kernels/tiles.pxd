@@ -19,6 +19,7 @@ cdef extern from "tiles.h" nogil:
         const void *w
         Py_ssize_t ld
         int gate[4]
+        const void **row
         Py_ssize_t width, vectors, first, last
         void **out
         Py_ssize_t out_offset, out_panel, out_step, columns, narrow

@@ -82,21 +82,38 @@ def test_many_rows_of_a_layout(T, B, threads, compiled):
     check(compiled, p, named | {"x": arrays.every_second(p.x)})
 
 
+# T, B, I, H: several blocks of dW, twice; vectors that do not fill a row; one step; many sequences; long rows; rows
+# that are, batch first, a multiple of 2 KB apart.
+WHERE_THEY_LIE = (
+    *((40, 15, 24, 20), (70, 8, 9, 16), (9, 7, 33, 31), (1, 20, 28, 17), (6, 90, 16, 24), (4, 9, 600, 9)),
+    (16, 5, 32, 64),
+)
+
+
+@pytest.mark.parametrize(("lengths", "directions"), [("none", "forward"), ("any", "reverse")])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_rows_of_x_and_h_that_dw_reads_where_they_lie(cell, dtype, target):
-    """Or packs: in other layouts, where the rows of x are long or apart, where few sequences are short of a block."""
-    sizes = (40, 15, 24, 20), (70, 8, 9, 16), (9, 7, 33, 31), (1, 20, 28, 17), (6, 90, 16, 24), (4, 9, 600, 9)
-    for T, B, I, H in sizes:
-        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=H, lengths="none", directions="forward"))
-        named = arguments(p)
-        for layout, view in arrays.layouts(p.x):
-            if layout in ("plain", "misaligned", "axes(1, 0, 2)", "step3 on axis 1", "step3 on axis 2"):
-                try:
-                    check(target, p, named | {"x": view})
-                except Exception as error:
-                    error.add_note(f"T={T} B={B} I={I} H={H}: {layout}")
-                    raise
+def test_rows_of_x_that_dw_reads_where_they_lie(cell, dtype, lengths, directions, target):
+    """Or packs, where they are long, overlap, or are a power of two apart."""
+    for T, B, I, H in WHERE_THEY_LIE:
+        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=H, lengths=lengths, directions=directions)).map(np.nan_to_num)
+        views = dict(arrays.layouts(p.x))
+        size = p.x.itemsize
+        views["windows"] = np.lib.stride_tricks.as_strided(p.x, p.x.shape, (size, T * size, size), writeable=False)
+        for layout in (
+            "plain",
+            "misaligned",
+            "axes(1, 0, 2)",
+            "backwards",
+            "step-2 on axis 1",
+            "step3 on axis 0",
+            "windows",
+        ):
+            try:
+                check(target, p, arguments(p) | {"x": views[layout]})
+            except Exception as error:
+                error.add_note(f"T={T} B={B} I={I} H={H}: {layout}")
+                raise
 
 
 @st.composite

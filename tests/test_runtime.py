@@ -977,6 +977,7 @@ assert after[1] - before[1] < 200, f"{after[1] - before[1]} Python objects more"
 # x between two pages that nobody may touch, at the end or at the beginning of what is between them.
 FENCED = """
 import ctypes, itertools, mmap
+from numpy.lib.stride_tricks import as_strided
 
 def fenced(a, at_the_end):
     inner = -(-a.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
@@ -998,12 +999,17 @@ if "numba" in fusedrnn.backends.available():
     kernels.append((backend, None))
 for module, isa in kernels:
     core.set_isa(isa or core.isa())
-    for (T, B, I), cell, dtype in itertools.product(SIZES, CELLS, DTYPES):
-        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=18, directions="both"))
+    for (T, B, I), cell, dtype, lengths in itertools.product(SIZES, CELLS, DTYPES, ("none", "any")):
+        p = problem(Case(cell, dtype, T=T, B=B, I=I, H=18, lengths=lengths, directions="both"))
         want = run(module, p)
         for at_the_end, axes in itertools.product((False, True), ((0, 1, 2), (1, 0, 2))):
             x = fenced(p.x.transpose(axes).copy(), at_the_end).transpose(axes)
             assert_same(run(module, dataclasses.replace(p, x=x)), want)
+        if p.x.size:  # windows of a series, which overlap
+            strides, series = (p.x.itemsize, T * p.x.itemsize, p.x.itemsize), p.x.ravel()[: T * B - 1 + I]
+            windows, beside = (as_strided(a, p.x.shape, strides) for a in (series, fenced(series, True)))
+            want = run(module, dataclasses.replace(p, x=windows.copy()))
+            assert_same(run(module, dataclasses.replace(p, x=beside)), want)
 print("done")
 """
 

@@ -147,6 +147,14 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     memcpy(model, to, (size_t)(total * tiles->itemsize));
     p.w = right;
     p.next = any(0, 1) ? right : NULL;
+    static const void *row[2 * DEPTH + 70];
+    const ptrdiff_t ld = p.ld;
+    if (ld && p.whole && any(0, 1)) { /* the same rows, the last one first */
+        for (ptrdiff_t k = 0; k < K; k++) row[k] = past(right, (K - 1 - k) * ld);
+        p.row = row;
+        p.w = NULL;
+        p.ld = 0;
+    }
     for (ptrdiff_t r = 0; r < rows; r++) {
         a[r] = past(left, r * a_pitch);
         out[r] = past(to, r * pitch);
@@ -164,7 +172,7 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
                 ptrdiff_t from = panel * width * K * L + within * L + l;
                 for (ptrdiff_t s = 0; s < p.segments; s++)
                     for (ptrdiff_t k = 0; k < depth; k++, from += full * L) {
-                        if (p.ld) from = (p.gate[s] * depth + k) * p.ld + v * L + l;
+                        if (ld) from = (p.row ? K - 1 - k : p.gate[s] * depth + k) * ld + v * L + l;
                         sum = multiply_add(get(a[r], s * p.a_segment + k * p.a_step), get(right, from), sum);
                     }
                 put(want[r], at, sum);
