@@ -91,8 +91,9 @@ cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
 
 
 cdef Right right_operand(Direction *d, int which) noexcept nogil:
-    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short, do not overlap, and do not
-    share few sets of the caches. Whole vectors are read; behind the last row in memory there may be nothing to read."""
+    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short and do not share few sets of the
+    caches. Whole vectors are read, which reach less than a row further: past the end of the last row in memory, but of no
+    other, since neither steps nor sequences are less than a row apart."""
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes
     cdef Py_ssize_t by_t = d.x_t if which == 0 else d.y_t, t = max(by_t, -by_t)
@@ -107,13 +108,11 @@ cdef Right right_operand(Direction *d, int which) noexcept nogil:
     if which == 2:
         r.in_place = bytes < WAY_BYTES and gate_row_bytes(l) % WAY_BYTES != 0   # these are padded
         return r
-    r.in_place = bytes < WAY_BYTES and 2 * r.m.columns >= r.m.vectors * lanes and (which == 1 or d.x_i == size)
+    r.in_place = bytes < WAY_BYTES and 2 * r.m.columns > r.m.vectors * lanes and (which == 1 or d.x_i == size)
     if d.B > 1:
         r.in_place &= b >= bytes and b % WAY_BYTES != 0
     if d.T > 1:
         r.in_place &= t >= bytes and (t % WAY_BYTES != 0 or t == d.B * b)
-    if d.T > 1 and d.B > 1:
-        r.in_place &= t >= (d.B - 1) * b + bytes or b >= (d.T - 1) * t + bytes
     if r.in_place and r.m.vectors * lanes > r.m.columns and d.offset[d.steps]:
         r.last = (d.y if which else d.x) + max(<Py_ssize_t>0, (d.T - 1) * by_t) + max(<Py_ssize_t>0, (d.B - 1) * by_b)
     return r

@@ -101,7 +101,7 @@ def test_any_number_of_threads(core, p):
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_gradients(cell, compiled):
     """Blocks of dW one after the other, and the matrix of dx where their operands were: nobody comes too early."""
-    core, p = compiled.module, problem(Case(cell, "float32", 70, 33, 300, 400, lengths="any", directions="forward"))
+    core, p = compiled.module, problem(Case(cell, "float32", 70, 33, 520, 528, lengths="any", directions="forward"))
     core.set_num_threads(1)
     want = run(core, p)
     for threads in THREADS[1:]:

@@ -1005,8 +1005,9 @@ for module, isa in kernels:
         for at_the_end, axes in itertools.product((False, True), ((0, 1, 2), (1, 0, 2))):
             x = fenced(p.x.transpose(axes).copy(), at_the_end).transpose(axes)
             assert_same(run(module, dataclasses.replace(p, x=x)), want)
-        if p.x.size:  # windows of a series, which overlap
-            strides, series = (p.x.itemsize, T * p.x.itemsize, p.x.itemsize), p.x.ravel()[: T * B - 1 + I]
+        for by_t, by_b in ((1, T), (I + 1, I)) if p.x.size else ():  # windows of a series, which overlap
+            series = np.resize(p.x, (T - 1) * by_t + (B - 1) * by_b + I)
+            strides = (by_t * p.x.itemsize, by_b * p.x.itemsize, p.x.itemsize)
             windows, beside = (as_strided(a, p.x.shape, strides) for a in (series, fenced(series, True)))
             want = run(module, dataclasses.replace(p, x=windows.copy()))
             assert_same(run(module, dataclasses.replace(p, x=beside)), want)
