@@ -91,9 +91,9 @@ cdef inline Py_ssize_t block_rows(Direction *d) noexcept nogil:
 
 
 cdef Right right_operand(Direction *d, int which) noexcept nogil:
-    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short and do not share few sets of the
-    caches. Whole vectors are read, which reach less than a row further: past the end of the last row in memory, but of no
-    other, since neither steps nor sequences are less than a row apart."""
+    """x (0), h_prev (1) or, for gru_reset_before, r*h (2): in place where rows are short and do not share few sets of
+    the caches. Whole vectors are read, which reach less than a row further: past the end of the last row in memory, but
+    of no other, since neither steps nor sequences are less than a row apart."""
     cdef Layer *l = &d.layer
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes
     cdef Py_ssize_t by_t = d.x_t if which == 0 else d.y_t, t = max(by_t, -by_t)
