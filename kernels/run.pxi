@@ -63,8 +63,8 @@ cdef struct Right:
     # A right operand of dW, a row for each of the tape's: a block of it packed, or rows that are read where they lie.
     Matrix m
     bint in_place
-    const char *last            # the last of these in memory, behind which nothing may be read; NULL: they are padded
-    char *copy                  # ... so it is read here
+    const char *last            # the last of these in memory, where whole vectors would reach past the array ...
+    char *copy                  # ... so it is read here; NULL: there is none such
 
 
 cdef struct Direction:
