@@ -77,7 +77,7 @@ NO_TIME = 1e300
 MATRIX = record(
     *("data", "depth", "width", "vectors", "columns", "gate_rows", "gated", "transposed", "gates", "w", "ld"),
 )
-RIGHT_OPERAND = record(*MATRIX.names, "in_place", "split", "row0", "ld0", "row1", "ld1")
+RIGHT_OPERAND = record(*(MATRIX.names or ()), "in_place", "split", "row0", "ld0", "row1", "ld1")
 LAYER = record(
     *("cell", "tiles", "product", "pointwise", "pack_transposed", "pack_rows", "pack_left"),
     *("size", "lanes", "inputs", "H", "stride", "x", "h0", "h1", "bias", "w_ih", "w_hh", "b_ih", "b_hh"),
