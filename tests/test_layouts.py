@@ -100,15 +100,7 @@ def test_rows_of_x_that_dw_reads_where_they_lie(cell, dtype, lengths, directions
         views = dict(arrays.layouts(p.x))
         size = p.x.itemsize
         views["windows"] = np.lib.stride_tricks.as_strided(p.x, p.x.shape, (size, T * size, size), writeable=False)
-        for layout in (
-            "plain",
-            "misaligned",
-            "axes(1, 0, 2)",
-            "backwards",
-            "step-2 on axis 1",
-            "step3 on axis 0",
-            "windows",
-        ):
+        for layout in ("misaligned", "axes(1, 0, 2)", "backwards", "step-2 on axis 1", "step3 on axis 0", "windows"):
             try:
                 check(target, p, arguments(p) | {"x": views[layout]})
             except Exception as error:
