@@ -212,7 +212,7 @@ cdef class Frame:
         cdef Direction *d
         cdef Group *g
         cdef int i, per
-        cdef Py_ssize_t size, at
+        cdef Py_ssize_t size, at, panel
         for i in range(run.directions):                         # Python integers: these do not overflow
             d = &run.direction[i]
             if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
@@ -243,7 +243,8 @@ cdef class Frame:
             g.units = g.direction.layer.units
             g.most = (g.units + run.width - 1) // run.width
             g.even = g.units // run.width * run.width
-            g.even_panels = g.units if run.width == 1 else g.units // (PANEL * run.width) * PANEL * run.width
+            panel = g.direction.dh[0].width if run.backward else PANEL
+            g.even_panels = g.units if run.width == 1 else g.units // (panel * run.width) * panel * run.width
             g.lines = <barrier_line *>(base + at)
             at += run.width * sizeof(barrier_line)
         for i in range(run.directions):

@@ -101,9 +101,9 @@ cdef Right right_operand(Direction *d, int which) noexcept nogil:
     cdef Right r
     memset(&r, 0, sizeof(r))
     r.m.depth = block_rows(d)
-    r.m.width = PANEL
     r.m.columns = l.H if which else l.inputs
     r.m.vectors = (r.m.columns + lanes - 1) // lanes
+    r.m.width = panel_width(r.m.vectors, l.cell.gates * l.H)
     bytes = r.m.columns * size
     if which == 2:
         r.in_place = bytes < WAY_BYTES and gate_row_bytes(l) % WAY_BYTES != 0   # these are padded

@@ -38,6 +38,12 @@ cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lane
     return m
 
 
+cdef inline Py_ssize_t panel_width(Py_ssize_t vectors, Py_ssize_t rows) noexcept nogil:
+    """Of the linear panels of a product of so many rows: 3 where that makes the last one wider, for a tile of few vectors
+    is not fed well. Few rows want the chains of 4."""
+    return 3 if rows >= FEW_ROWS and (vectors - 1) % 3 > (vectors - 1) % PANEL else PANEL
+
+
 cdef Matrix backward_matrix(Share *s, np.ndarray w, Py_ssize_t H, Py_ssize_t lanes,
                             Py_ssize_t times, Py_ssize_t rows) noexcept:
     """W (G*H, N) by rows: linear panels of its N columns, depth G*H gate by gate in the order of the gate row. It
@@ -50,8 +56,8 @@ cdef Matrix backward_matrix(Share *s, np.ndarray w, Py_ssize_t H, Py_ssize_t lan
     m.plain = times < PLAIN_TIMES and times * rows <= PLAIN_ROWS and N % lanes == 0
     m.depth = s.gates * H
     m.gate_rows = H
-    m.width = PANEL
     m.vectors = (N + lanes - 1) // lanes
+    m.width = panel_width(m.vectors, rows)
     m.columns = N
     memcpy(m.gate, s.gate, sizeof(m.gate))
     return m

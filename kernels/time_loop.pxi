@@ -12,7 +12,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
     cdef Py_ssize_t each = m.width if m.gated else 1            # vectors a unit vector
-    cdef Py_ssize_t panel = 1 if m.gated else PANEL
+    cdef Py_ssize_t panel = 1 if m.gated else m.width
     cdef int width = k.run.width, whose = k.seat, _
     cdef Py_ssize_t span = g.most, whole = g.units
     cdef Py_ssize_t first, last, origin, blocks, turn, a, b
