@@ -135,6 +135,8 @@ cdef class Stream:
         cdef bint two = layer.packed.layer.cell.states == 2
         self.take_it()
         try:
+            if self.halfway:
+                raise stream_halfway()
             h = numpy.stack([self.state_of(i, False) for i in range(len(self.layers))])
             return h, numpy.stack([self.state_of(i, True) for i in range(len(self.layers))]) if two else None
         finally:

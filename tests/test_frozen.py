@@ -290,6 +290,8 @@ def test_a_stream_says_what_it_is():
     for name in ("new", "step", "batch_size"):
         with pytest.raises(AttributeError, match=f"^{name}: only the state of a stream can be changed$"):
             setattr(stream, name, 1)
+        with pytest.raises(AttributeError, match=f"^{name}: only the state of a stream can be changed$"):
+            delattr(stream, name)
     with pytest.raises(TypeError, match=r"^a stream cannot be pickled: pickle the layer and the stream's state$"):
         pickle.dumps(stream)
 
@@ -430,7 +432,8 @@ def test_the_reference_knows_of_a_step_that_was_interrupted(monkeypatch):
         patch.setattr(module, "step_forward", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stream.step(x)
-    with pytest.raises(RuntimeError, match="its last step was interrupted"):
-        stream.step(x)
+    for asked in (lambda: stream.step(x), lambda: stream.state, lambda: copy.copy(stream)):
+        with pytest.raises(RuntimeError, match="its last step was interrupted"):
+            asked()
     stream.reset()
     assert_same(stream.step(x), first)

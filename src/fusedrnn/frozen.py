@@ -193,7 +193,8 @@ class Frozen(_Sized, Generic[State]):
 class Stream(_Sized, Generic[State]):
     """Stacked layers run one time step at a time; the state stays here between the steps. Made by ``frozen.stream()``.
 
-    A copy, shallow or deep, has a state of its own from then on; the packed weights are shared.
+    A copy, shallow or deep, has a state of its own from then on; the packed weights are shared. Where there is no state
+    to copy, after a step that was interrupted half way, it raises as reading `state` does.
 
     Parameters
     ----------
@@ -269,6 +270,13 @@ class Stream(_Sized, Generic[State]):
         -------
         ndarray or pair of ndarray
             A copy.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What is assigned does not fit.
+        RuntimeError
+            A step is under way, or the last one was interrupted half way: there is no state then until it is set.
         """
         h, c = self._stepper.get_state()
         return cast(State, h if c is None else (h, c))
@@ -293,6 +301,10 @@ class Stream(_Sized, Generic[State]):
         if name != "state":
             raise AttributeError(f"{name}: only the state of a stream can be changed")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> NoReturn:
+        """Refuse."""
+        raise AttributeError(f"{name}: only the state of a stream can be changed")
 
     def __copy__(self) -> Stream[State]:
         """Go on apart from here."""

@@ -375,10 +375,8 @@ class Stream:
     def _step_slowly(self, x_t: npt.ArrayLike, out: Array | None = None) -> Array:
         """What the built-in function leaves to Python: what `status` says was wrong."""
         status = int(self._data[0]["status"])
-        if status == sequence.BUSY:
-            raise checks.stream_busy()
-        if status == sequence.HALFWAY:
-            raise checks.stream_halfway()
+        if status in (sequence.BUSY, sequence.HALFWAY):
+            raise _refusal(status)
         if status == sequence.DIVIDED_FOR_OTHERS:
             self._divide()
         x = checks.readable("x_t", x_t, str(self._dtype))
@@ -410,8 +408,9 @@ class Stream:
         return h, c
 
     def _copy_states(self, h: Array | None, c: Array | None, *, writing: bool) -> None:
-        if not sequence.stream_state_kernel.call(self._address, _id(h), _id(c), writing):
-            raise checks.stream_busy()
+        status = sequence.stream_state_kernel.call(self._address, _id(h), _id(c), writing)
+        if status != sequence.DONE:
+            raise _refusal(status)
 
     def forked(self) -> None:
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
@@ -436,6 +435,11 @@ _OUT: Final = sys.intern("out")
 def stream(layers: tuple[Packed, ...], batch_size: int) -> Stream:
     """A stream over packed layers; see the backend protocol."""
     return Stream(layers, batch_size)
+
+
+def _refusal(status: int) -> RuntimeError:
+    """Why a stream does not do what it was asked for."""
+    return checks.stream_busy() if status == sequence.BUSY else checks.stream_halfway()
 
 
 def _array(function: Any, a: Array) -> Array:

@@ -1860,12 +1860,15 @@ def step_method(self, args, given, names):
 
 def stream_state(stream, h, c, writing):
     """Copy the states of all layers, (layers, B, H) contiguous: out, or in where `writing`; no h: zeros. c may be 0.
-    False where a step is under way."""
+    DONE, or why not."""
     q = at(stream, STREAM)
     if not swap(stream + BUSY_AT, 0, 1):
-        return False
+        return BUSY
     if writing:
         q.halfway = 0
+    elif q.halfway:
+        poke(stream + BUSY_AT, 0)
+        return HALFWAY
     for i in range(q.layers):
         d = at(q.frames + i * FRAME_BYTES, RUN).direction0
         p = at(d, DIRECTION)
@@ -1879,11 +1882,11 @@ def stream_state(stream, h, c, writing):
             if c:
                 state_out(d, p.c0, data_of(c) + offset)
     poke(stream + BUSY_AT, 0)
-    return True
+    return DONE
 
 
 open_stream_kernel = Kernel(open_stream, f"void({', '.join([INT] * 3)})")
 divide_stream_kernel = Kernel(divide_stream, f"void({', '.join([INT] * 3)})")
 take_division_kernel = Kernel(take_division, f"boolean({', '.join([INT] * 2)})")
 step_method_kernel = Kernel(step_method, f"int64({', '.join([INT] * 4)})")
-stream_state_kernel = Kernel(stream_state, f"boolean({', '.join([INT] * 4)})")
+stream_state_kernel = Kernel(stream_state, f"int64({', '.join([INT] * 4)})")

@@ -30,6 +30,8 @@ class Stepper:
     def get_state(self) -> tuple[Array, Array | None]:
         """The present h and c, new arrays (layers, B, H); None for c unless the cell has one."""
         with self._alone():
+            if self._halfway:
+                raise checks.stream_halfway()
             h, *c = self._state.swapaxes(0, 1).copy()
         return h, c[0] if c else None
 
