@@ -252,6 +252,66 @@ def test_softmax_does_not_overflow(dtype: type) -> None:
 # ----------------------------------------------------------------------------------------------------------- clipping
 
 
+def test_softmax_of_many_classes_in_float16() -> None:
+    """Their sum is beyond float16."""
+    logits = np.zeros((1, 70_000), np.float16)
+    p = train.softmax(logits)
+    np.testing.assert_array_equal(p, np.full_like(logits, 1 / 70_000), strict=True)
+    loss, dlogits = train.softmax_cross_entropy(logits, [3])
+    assert loss == pytest.approx(math.log(70_000))
+    assert dlogits.dtype == np.float16
+    assert dlogits[0, 3] == -1
+    assert (dlogits[0, 4:] == np.float16(1 / 70_000)).all()
+
+
+def test_softmax_of_a_difference_beyond_its_dtype() -> None:
+    with np.errstate(all="raise", under="ignore"):
+        np.testing.assert_array_equal(train.softmax(np.float32([3e38, -3e38])), np.float32([1, 0]), strict=True)
+        assert train.softmax_cross_entropy(np.float32([[3e38, -3e38]]), [0])[0] == 0
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_either_order_of_bytes(order: str, rng: np.random.Generator) -> None:
+    """In losses and in parameters, whose gradients are of the machine's own order."""
+    a = rng.random(3, np.float32)
+    swapped = a.astype(f"{order}f4")
+    for loss in (train.mean_squared_error, train.binary_cross_entropy):
+        found, expected = loss(swapped, a), loss(a, a)
+        assert found[0] == expected[0]
+        np.testing.assert_array_equal(found[1], expected[1], strict=True)
+    parameters = {"a": swapped.copy()}
+    expected_parameters = {"a": a.copy()}
+    for p in (parameters, expected_parameters):
+        train.Adam(p).step({"a": a})
+    np.testing.assert_array_equal(parameters["a"], expected_parameters["a"])
+
+
+@pytest.mark.parametrize("make", [train.Adam, train.RMSprop])
+def test_epsilon_is_not_lost_in_float16(make: type[train.Adam]) -> None:
+    parameters = {"a": np.ones(3, np.float16)}
+    make(parameters).step({"a": np.zeros(3, np.float16)})
+    np.testing.assert_array_equal(parameters["a"], np.ones(3, np.float16), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"weight": [["a"] * I] * O}, TypeError, "weight: expected float32, got"),
+        ({"weight": np.ones(I, np.float32)}, ValueError, r"weight: expected shape \(3, 4\), got \(4,\)"),
+        ({"weight": np.ones((O, I))}, TypeError, "weight: expected float32, got float64"),
+        ({"bias": np.ones((B, O), np.float32)}, ValueError, r"bias: expected shape \(3,\), got \(2, 3\)"),
+        ({"offset": np.ones(O, np.float32)}, ValueError, "parameters: expected the keys weight, bias; unexpected: offset"),
+    ],
+)
+def test_parameters_that_were_replaced(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    layer, dy = train.Linear(I, O), np.ones((B, O), np.float32)
+    layer.parameters |= change
+    for call in (lambda: layer(x32), lambda: layer.backward(x32, dy), layer.state_dict):
+        with pytest.raises(error, match=message):
+            call()
+    assert repr(layer) == "Linear(4, 3)"
+
+
 def test_clip_global_norm() -> None:
     gradients = {"a": np.array([3.0, 0.0]), "b": np.array([[4.0]], np.float32)}
     assert train.clip_global_norm(gradients, 5) == 5
@@ -727,12 +787,27 @@ def test_load_refuses_damaged_files(save: Callable[..., None], tmp_path) -> None
             loaded = train.load_arrays(path)
         except ValueError as error:
             assert str(error).startswith(f"path: expected an .npz file, got {path} (")  # noqa: PT017
-        else:  # the directory of the archive has no checksum: a name or a whole array may be lost
-            assert all(np.array_equal(a, arrays[key]) for key, a in loaded.items() if key in arrays)
+        else:
+            assert loaded.keys() == arrays.keys()
+            assert all(np.array_equal(a, arrays[key]) for key, a in loaded.items())
     for i in range(0, len(intact), 97):
         path.write_bytes(intact[:i])
         with pytest.raises(ValueError, match=r"^path: expected an \.npz file"):
             train.load_arrays(path)
+
+
+def test_load_refuses_a_list_of_arrays_that_is_too_short(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """An entry whose comment, by a damaged length, takes in the entry that follows."""
+    path = tmp_path / "a.npz"
+    train.save_arrays(path, {"a": np.arange(50.0), "b": np.ones(4, "f4")})
+    intact = path.read_bytes()
+    first, second = (i for i in range(len(intact)) if intact.startswith(b"PK\1\2", i))
+    end = intact.index(b"PK\5\6")
+    path.write_bytes(intact[: first + 32] + (end - second).to_bytes(2, "little") + intact[first + 34 :])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["a.npy"]
+    with pytest.raises(ValueError, match=r"^path: expected an .npz file, got .* \(1 of 2 arrays are listed\)"):
+        train.load_arrays(path)
 
 
 def test_load_refuses_an_array_shorter_than_its_member(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -822,6 +897,8 @@ BAD_INPUT = [
         ValueError,
         "targets: expected values from 0 to 1, got 2 others",
     ),
+    (lambda: train.save_arrays("a\0b", {}), ValueError, r"path: expected a path, got 'a\\x00b' with a NUL character"),
+    (lambda: train.load_arrays("a\0b"), ValueError, r"path: expected a path, got 'a\\x00b' with a NUL character"),
     (lambda: linear.load_state_dict([]), TypeError, "state_dict: expected a mapping, got list"),
     (
         lambda: linear.load_state_dict({"head.weight": np.ones((O, I))}),

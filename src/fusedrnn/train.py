@@ -42,9 +42,9 @@ import inspect
 import math
 import zipfile
 from collections.abc import Mapping
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -89,7 +89,15 @@ Unit: TypeAlias = Literal["nats", "bits"]
 class _Layer:
     """What `Linear` and `Embedding` share with the layers of cells."""
 
-    parameters: Arrays
+    def __init__(self, parameters: Arrays) -> None:
+        self.parameters = parameters
+        self._shapes = {name: p.shape for name, p in parameters.items()}
+        self._dtype = parameters["weight"].dtype
+
+    def _checked(self) -> list[Array]:
+        """The parameters in order; the caller of a layer may have replaced any of them."""
+        given = checks.keys("parameters", self.parameters, self._shapes)
+        return [checks.array(name, given[name], shape, self._dtype) for name, shape in self._shapes.items()]
 
     def state_dict(self) -> Arrays:
         """Copy the parameters.
@@ -99,7 +107,7 @@ class _Layer:
         dict of str to ndarray
             Of the names that PyTorch's layer of this kind has.
         """
-        return {name: p.copy() for name, p in self.parameters.items()}
+        return {name: p.copy() for name, p in zip(self._shapes, self._checked(), strict=True)}
 
     def load_state_dict(self, state_dict: Mapping[str, ArrayLike]) -> None:
         """Copy parameters in: all of them, or in case of an error none.
@@ -117,8 +125,9 @@ class _Layer:
         ValueError
             If a key is missing or unexpected, or a shape is wrong.
         """
-        given = checks.keys("state_dict", state_dict, self.parameters)
-        assign(self.parameters, {n: checks.loaded(n, given[n], p.shape, p.dtype) for n, p in self.parameters.items()})
+        given = checks.keys("state_dict", state_dict, self._shapes)
+        self._checked()
+        assign(self.parameters, {n: checks.loaded(n, given[n], s, self._dtype) for n, s in self._shapes.items()})
 
 
 class LinearGradients(NamedTuple):
@@ -162,14 +171,14 @@ class Linear(_Layer):
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         checks.addressable("input_size, output_size", (output_size, input_size), _wide(dtype))  # drawn in float64
         bound = 1 / math.sqrt(input_size)
-        self.parameters = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
+        parameters = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
         if checks.flag("bias", bias):
-            self.parameters["bias"] = rng.uniform(-bound, bound, output_size).astype(dtype)
+            parameters["bias"] = rng.uniform(-bound, bound, output_size).astype(dtype)
+        super().__init__(parameters)
 
     def __repr__(self) -> str:
         """As it would be called, options at their default left out."""
-        weight = self.parameters["weight"]
-        return _called(self, *weight.shape[::-1], bias="bias" in self.parameters, dtype=weight.dtype)
+        return _called(self, *self._shapes["weight"][::-1], bias="bias" in self._shapes, dtype=self._dtype)
 
     def __call__(self, x: ArrayLike) -> Array:
         """Return y (..., O) for x (..., I); see `forward` for the errors."""
@@ -192,17 +201,17 @@ class Linear(_Layer):
         Raises
         ------
         ValueError
-            If the last axis of `x` is not I.
+            If the last axis of `x` is not I, or a parameter that was replaced has another shape.
         TypeError
-            If the dtype of `x` is not the layer's.
+            If the dtype of `x`, or of such a parameter, is not the layer's.
         """
-        weight = self.parameters["weight"]
+        weight, *bias = self._checked()
         x = _floating("x", x)
         x = checks.array("x", x, (*x.shape[:-1], weight.shape[1]), weight.dtype)
         # One product of all rows: NumPy makes one for each leading index, which took 1.5 times as long.
         y = x.reshape(-1, weight.shape[1]) @ weight.T
-        if "bias" in self.parameters:
-            y += self.parameters["bias"]
+        if bias:
+            y += bias[0]
         return y.reshape(*x.shape[:-1], weight.shape[0]), x
 
     def backward(self, tape: Array, dy: ArrayLike) -> LinearGradients:
@@ -226,12 +235,12 @@ class Linear(_Layer):
         TypeError
             If the dtype of `dy` or `tape` is not the layer's.
         """
-        weight, tape = self.parameters["weight"], checks.tape(tape, np.ndarray, "Linear.forward")
+        weight, tape = self._checked()[0], checks.tape(tape, np.ndarray, "Linear.forward")
         tape = checks.array("tape", tape, (*tape.shape[:-1], weight.shape[1]), weight.dtype)
         dy = checks.array("dy", dy, (*tape.shape[:-1], weight.shape[0]), weight.dtype)
         dy_rows, x_rows = dy.reshape(-1, weight.shape[0]), tape.reshape(-1, weight.shape[1])
         gradients = {"weight": dy_rows.T @ x_rows}
-        if "bias" in self.parameters:
+        if "bias" in self._shapes:
             gradients["bias"] = dy_rows.sum(axis=0)
         return LinearGradients((dy_rows @ weight).reshape(tape.shape), gradients)
 
@@ -271,12 +280,11 @@ class Embedding(_Layer):
         count, size = checks.size("count", count), checks.size("size", size)
         dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
         checks.addressable("count, size", (count, size), _wide(dtype))  # drawn in float64
-        self.parameters = {"weight": rng.standard_normal((count, size)).astype(dtype)}
+        super().__init__({"weight": rng.standard_normal((count, size)).astype(dtype)})
 
     def __repr__(self) -> str:
         """As it would be called, options at their default left out."""
-        weight = self.parameters["weight"]
-        return _called(self, *weight.shape, dtype=weight.dtype)
+        return _called(self, *self._shapes["weight"], dtype=self._dtype)
 
     def __call__(self, indices: ArrayLike) -> Array:
         """Return y (..., I) for indices (...); see `forward` for the errors."""
@@ -304,7 +312,7 @@ class Embedding(_Layer):
         TypeError
             If `indices` are not integers.
         """
-        weight = self.parameters["weight"]
+        (weight,) = self._checked()
         indices = _indices("indices", indices, len(weight))
         return weight[indices], indices
 
@@ -329,7 +337,7 @@ class Embedding(_Layer):
         TypeError
             If the dtype of `dy` is not the layer's, or `tape` not of integers.
         """
-        weight, tape = self.parameters["weight"], checks.tape(tape, np.ndarray, "Embedding.forward")
+        (weight,), tape = self._checked(), checks.tape(tape, np.ndarray, "Embedding.forward")
         tape = _indices("tape", tape, len(weight))
         dy = checks.array("dy", dy, (*tape.shape, weight.shape[1]), weight.dtype)
         # Sums over runs of equal indices: a fifth of the time of np.add.at for 2048 rows of 64.
@@ -397,9 +405,16 @@ def softmax(logits: ArrayLike) -> Array:
         If `logits` is not floating.
     """
     logits = _logits(logits)
-    p: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):  # a difference beyond the dtype's range is -inf, its exponential 0
+        p: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= _sum(p)
     return p
+
+
+def _sum(p: Array) -> Array:
+    """Sums along the last axis, in float32 at least: those of many classes are beyond float16."""
+    total: Array = p.sum(axis=-1, keepdims=True, dtype=np.result_type(p, np.float32))
+    return total
 
 
 def softmax_cross_entropy(
@@ -454,9 +469,10 @@ def softmax_cross_entropy(
 
     rows = np.arange(chosen.size)
     shifted = logits[counted]
-    shifted -= shifted.max(axis=-1, keepdims=True)
+    with np.errstate(over="ignore"):
+        shifted -= shifted.max(axis=-1, keepdims=True)
     p = np.exp(shifted)
-    total = p.sum(axis=-1, keepdims=True)
+    total = _sum(p)
     loss = (np.log(total[:, 0]) - shifted[rows, chosen]).sum(dtype=np.float64)
 
     p *= scale / total
@@ -818,7 +834,7 @@ class RMSprop(Optimizer):
         s = self._moments[f"s.{name}"]
         s *= self.decay
         s += (1 - self.decay) * np.square(g)
-        p -= self.learning_rate * g / (np.sqrt(s) + self.epsilon)
+        p -= self.learning_rate * g / (_root(s) + self.epsilon)
 
 
 class Adam(Optimizer):
@@ -867,7 +883,13 @@ class Adam(Optimizer):
         v += (1 - self.beta2) * np.square(g)
         p *= 1 - self.learning_rate * self.weight_decay
         rate = self.learning_rate / (1 - self.beta1**t)
-        p -= rate * m / (np.sqrt(v / (1 - self.beta2**t)) + self.epsilon)
+        p -= rate * m / (_root(v / (1 - self.beta2**t)) + self.epsilon)
+
+
+def _root(v: Array) -> Array:
+    """Square roots, in float32 at least: what is added to them would be nothing in float16."""
+    root: Array = np.sqrt(v, dtype=np.result_type(v, np.float32))
+    return root
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -986,6 +1008,7 @@ def load_arrays(path: str | PathLike[str]) -> Arrays:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
+                _count(file, archive)
                 for name in archive.namelist():
                     with archive.open(name) as member:
                         arrays[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
@@ -996,6 +1019,14 @@ def load_arrays(path: str | PathLike[str]) -> Arrays:
         except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise a dozen types
             raise ValueError(f"path: expected an .npz file, got {path} ({error})") from error
     return arrays
+
+
+def _count(file: BinaryIO, archive: zipfile.ZipFile) -> None:
+    """As many members as the end of the archive says: damage to one entry of the list may take in those that follow."""
+    file.seek(-len(archive.comment) - 12, SEEK_END)
+    said, found = int.from_bytes(file.read(2), "little"), len(archive.namelist())
+    if said not in (found, 0xFFFF):  # which says that it is said elsewhere
+        raise ValueError(f"{found} of {said} arrays are listed")
 
 
 def _called(made: object, *given: object, **options: object) -> str:
@@ -1012,9 +1043,12 @@ def _called(made: object, *given: object, **options: object) -> str:
 
 def _path(value: str | PathLike[str]) -> Path:
     try:
-        return Path(value)
+        path = Path(value)
     except TypeError:
         raise TypeError(f"path: expected a path, got {type(value).__name__}") from None
+    if "\0" in str(path):
+        raise ValueError(f"path: expected a path, got {str(path)!r} with a NUL character")
+    return path
 
 
 def _mapping(name: str, value: Mapping[str, T]) -> Mapping[str, T]:
@@ -1045,7 +1079,7 @@ def _floating(name: str, value: ArrayLike) -> Array:
     a = checks.readable(name, value, "floating numbers")
     if a.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating numbers, got {a.dtype}")
-    return a
+    return a.astype(a.dtype.newbyteorder("="), copy=False)
 
 
 def _wide(dtype: Array | np.dtype[Any]) -> np.dtype[Any]:
@@ -1100,7 +1134,10 @@ def _scale(reduction: Reduction, count: int) -> float:
 def _like(name: str, arrays: Mapping[str, ArrayLike], parameters: Mapping[str, Array]) -> Arrays:
     """Return `arrays` as arrays that have the keys, shapes and dtypes of `parameters`."""
     given = checks.keys(name, arrays, parameters)
-    return {key: checks.array(f"{name}[{key!r}]", given[key], p.shape, p.dtype) for key, p in parameters.items()}
+    return {
+        key: checks.array(f"{name}[{key!r}]", given[key], p.shape, p.dtype.newbyteorder("="))
+        for key, p in parameters.items()
+    }
 
 
 def _positive(name: str, value: float) -> float:
