@@ -98,6 +98,19 @@ def test_use_backend_as_a_block(fastest):
     assert name() == fastest
 
 
+def test_a_block_may_be_entered_again(fastest):
+    choice = fr.use_backend(OTHER)
+    with choice:
+        assert name() == OTHER
+    assert name() == fastest
+    with choice:
+        assert name() == OTHER
+        with fr.use_backend(fastest), choice:
+            assert name() == OTHER
+        assert name() == OTHER
+    assert name() == fastest
+
+
 def test_a_block_is_left_by_an_error_too(fastest):
     with pytest.raises(KeyError), fr.use_backend(OTHER):
         raise KeyError

@@ -470,6 +470,15 @@ def test_what_cannot_work_is_refused(environment, said):
     assert said in python(code, **environment)
 
 
+def test_a_compiler_that_is_turned_off_is_missing():
+    code = "import fusedrnn as fr; print(fr.backends.missing('numba'), fr.backends.available())"
+    found = python(code, NUMBA_DISABLE_JIT="1")
+    assert "NUMBA_DISABLE_JIT is set" in found
+    assert "'numba'" not in found
+    for none in ("", "0"):
+        assert "None (" in python(code, NUMBA_DISABLE_JIT=none)
+
+
 SIGNALS = """
 import signal
 blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -188,10 +188,10 @@ def missing(name: str) -> str | None:
     Returns
     -------
     str or None
-        None if it can.
+        None if it can. Of Numba, slow to import: if it is installed and not told to leave code uncompiled.
     """
-    if checks.choice("backend", name, NAMES) == "numba" and _numba_is_there():
-        return None  # to import Numba takes most of a second: only who uses it pays for that
+    if checks.choice("backend", name, NAMES) == "numba" and name not in _loaded and _numba_is_there():
+        return "NUMBA_DISABLE_JIT is set" if os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0") else None
     try:
         get(name)
     except ModuleNotFoundError as error:
@@ -264,23 +264,33 @@ class use_backend:
     """
 
     def __init__(self, name: str) -> None:
+        self._backend = get(checks.choice("name", name, NAMES))
+        self._before: list[tuple[bool, Backend | None]] = []  # of each choice not yet undone
+        self._choose()
+        self._entered = False
+
+    def _choose(self) -> None:
         global _process
-        backend = get(checks.choice("name", name, NAMES))
-        self._main = threading.current_thread() is threading.main_thread()
-        if self._main:
-            self._before, _process = _process, backend
+        if threading.current_thread() is threading.main_thread():
+            self._before.append((True, _process))
+            _process = self._backend
         else:
-            self._before, _thread.backend = _thread.backend, backend
+            self._before.append((False, _thread.backend))
+            _thread.backend = self._backend
 
     def __enter__(self) -> None:
-        """Enter the block."""
+        """Enter the block; the choice is made already, but where it is entered once more."""
+        if self._entered:
+            self._choose()
+        self._entered = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Go back to the backend in use before."""
         global _process
-        if self._main:
-            _process = self._before
+        main, before = self._before.pop()
+        if main:
+            _process = before
         else:
-            _thread.backend = self._before
+            _thread.backend = before
