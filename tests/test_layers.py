@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import fusedrnn as fr
+import fusedrnn.module
 
 CELLS = ("RNN", "GRU", "LSTM")
 T, B, I, H = 6, 4, 3, 5
@@ -489,7 +490,36 @@ def test_options_are_fixed(cell):
     for kind, name in ((fr.RNN, "nonlinearity"), (fr.RNNCell, "nonlinearity"), (fr.GRU, "reset_after")):
         with pytest.raises(AttributeError, match=f"{name}: fixed when a {kind.__name__} is made"):
             setattr(kind(I, H), name, None)
+        with pytest.raises(AttributeError, match=f"{name}: fixed when a {kind.__name__} is made"):
+            delattr(kind(I, H), name)
     layer.note = layer.backend = None  # others are free
+    del layer.note
+
+
+def test_a_source_of_random_numbers_may_be_a_seed():
+    layer = fr.GRU(I, H, 2, dropout=0.5, rng=0)
+    layer.rng = 1
+    layer.reset_parameters()
+    expected = fr.GRU(I, H, 2, rng=1)
+    for key, value in expected.parameters.items():
+        assert_same(layer.parameters[key], value)
+    assert_same(layer.rng.random(), expected.rng.random())
+    layer.rng = source = np.random.default_rng(2)
+    assert layer.rng is source
+    with pytest.raises(TypeError, match=r"rng: expected a numpy.random.Generator, a seed or None, got 'two'"):
+        layer.rng = "two"
+    assert layer.rng is source
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 40])
+def test_parameters_drawn_in_pieces_are_the_same_numbers(at_once, monkeypatch):
+    expected = fr.LSTM(3, 5, 2, rng=0)
+    fr.init.glorot(expected)
+    monkeypatch.setattr(fusedrnn.module, "AT_ONCE", at_once)
+    layer = fr.LSTM(3, 5, 2, rng=0)
+    fr.init.glorot(layer)
+    for key, value in expected.parameters.items():
+        assert_same(layer.parameters[key], value)
 
 
 # ------------------------------------------------------------------------------------------------------------ copies

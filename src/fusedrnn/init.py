@@ -19,7 +19,7 @@ import numpy as np
 
 from fusedrnn import checks
 from fusedrnn.checks import Array
-from fusedrnn.module import GATES, Module
+from fusedrnn.module import GATES, Module, draw
 
 __all__ = ["forget_bias", "glorot", "orthogonal", "zero_biases"]
 
@@ -56,10 +56,10 @@ def glorot(module: Module, rng: np.random.Generator | int | None = None) -> None
     >>> bool(np.abs(gru.parameters["weight_ih_l0"]).max() < np.sqrt(6 / (3 + 5)))
     True
     """
-    module, draw = checks.instance("module", module, Module), _generator(module, rng)
+    module, source = checks.instance("module", module, Module), _generator(module, rng)
     for gate in _gates(module, "weight_ih"):
         k = math.sqrt(6 / sum(gate.shape))
-        gate[...] = draw.uniform(-k, k, gate.shape)
+        draw(source, gate, -k, k)
 
 
 def orthogonal(module: Module, rng: np.random.Generator | int | None = None, gain: float = 1.0) -> None:
@@ -98,10 +98,10 @@ def orthogonal(module: Module, rng: np.random.Generator | int | None = None, gai
     >>> np.allclose(u @ u.T, np.eye(5), atol=1e-6)
     True
     """
-    module, draw = checks.instance("module", module, Module), _generator(module, rng)
+    module, source = checks.instance("module", module, Module), _generator(module, rng)
     gain = checks.number("gain", gain)
     for gate in _gates(module, "weight_hh"):
-        q, r = np.linalg.qr(draw.standard_normal(gate.shape))
+        q, r = np.linalg.qr(source.standard_normal(gate.shape))
         gate[...] = gain * q * np.sign(np.diagonal(r))
 
 

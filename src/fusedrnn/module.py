@@ -14,7 +14,7 @@ from fusedrnn import backends, checks
 from fusedrnn.backends import Backend, Weights
 from fusedrnn.checks import Array
 
-__all__ = ["GATES", "GRU_CELLS", "RNN_CELLS", "Module"]
+__all__ = ["GATES", "GRU_CELLS", "RNN_CELLS", "Module", "draw"]
 
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 3, "gru_reset_before": 3}
 """G of every cell."""
@@ -22,6 +22,8 @@ RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu"}
 """By nonlinearity."""
 GRU_CELLS = {True: "gru", False: "gru_reset_before"}
 """By reset_after."""
+AT_ONCE: Final = 1 << 20
+"""Random numbers, some milliseconds of them."""
 FIXED: Final = frozenset(
     (
         "cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "nonlinearity",
@@ -29,6 +31,14 @@ FIXED: Final = frozenset(
     )
 )  # fmt: skip
 """Attributes that the shapes of the parameters, or the way of a sequence, were worked out from."""
+
+
+def draw(rng: np.random.Generator, target: Array, low: float, high: float) -> None:
+    """Fill `target` from U(low, high), some rows at a time: NumPy does not hear Ctrl-C while it draws."""
+    rows = max(1, AT_ONCE * len(target) // max(1, target.size))
+    for first in range(0, len(target), rows):
+        part = target[first : first + rows]
+        part[...] = rng.uniform(low, high, part.shape)
 
 
 class Module:
@@ -52,7 +62,7 @@ class Module:
         self.bias = checks.flag("bias", bias)
         self.backend = backend
         self.dtype = checks.dtype(dtype, backends.get(backend).dtypes)
-        self.rng = checks.generator(rng)
+        self.rng = rng
         rows = GATES[cell] * hidden_size
         self._shapes: dict[str, checks.Shape] = {}
         for ending, width in directions.items():
@@ -70,6 +80,21 @@ class Module:
             raise AttributeError(f"{name}: fixed when a {type(self).__name__} is made; make another")
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute, but none of those."""
+        if name in FIXED:
+            raise AttributeError(f"{name}: fixed when a {type(self).__name__} is made")
+        super().__delattr__(name)
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """What draws parameters and dropout masks; a Generator, or what one is made of, may be assigned."""
+        return self._rng
+
+    @rng.setter
+    def rng(self, value: np.random.Generator | int | None) -> None:
+        self._rng = checks.generator(value)
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew from U(-k, k), k = 1 / sqrt(H), as PyTorch does.
 
@@ -77,7 +102,7 @@ class Module:
         """
         k = 1 / math.sqrt(self.hidden_size)
         for target in self._writable().values():
-            target[...] = self.rng.uniform(-k, k, target.shape)
+            draw(self.rng, target, -k, k)
 
     def state_dict(self) -> dict[str, Array]:
         """Copy the parameters.
