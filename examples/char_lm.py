@@ -201,6 +201,7 @@ def sample(model: CharLM, prompt: str, count: int, temperature: float, seed: int
     for _ in range(count):
         h = stream.step(model.embedding([symbol]))
         logits = model.head(h)[0].astype(np.float64)
+        logits -= logits.max()  # of the likeliest 0, however small the temperature
         symbol = rng.choice(len(logits), p=softmax(logits / temperature)) if temperature else logits.argmax()
         written.append(symbol)
     return prompt + model.alphabet.decode(written)
@@ -314,10 +315,17 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--steps: expected at least 1, got {options.steps}")
     if not options.seconds > 0:
         parser.error(f"--seconds: expected more than 0, got {options.seconds}")
-    least_of = {"hidden": 1, "layers": 1, "embed": 0, "batch": 1, "length": 1, "count": 1, "temperature": 0}
-    for name, least in least_of.items():
+    for name in ("rate", "clip", "temperature"):
+        if not math.isfinite(getattr(options, name)):
+            parser.error(f"--{name}: expected a number, got {getattr(options, name)}")
+    if not options.clip > 0:
+        parser.error(f"--clip: expected more than 0, got {options.clip}")
+    least_of = {"hidden": 1, "layers": 1, "embed": 0, "batch": 1, "length": 1, "count": 1}
+    for name, least in {**least_of, "rate": 0, "temperature": 0, "seed": 0}.items():
         if not getattr(options, name) >= least:
             parser.error(f"--{name}: expected at least {least}, got {getattr(options, name)}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"--out: expected a folder, got {options.out}")
     if options.text and not options.text.is_file():
         parser.error(f"--text: expected a file, got {options.text}")
     return options

@@ -60,6 +60,9 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--hidden", type=int, default=16)
     given = parser.parse_args(arguments)
+    for name, value in vars(given).items():
+        if value < 1:
+            parser.error(f"--{name}: expected at least 1, got {value}")
     rng, H = np.random.default_rng(0), given.hidden
 
     def draw(*shape):

@@ -368,7 +368,7 @@ def isa():
 def set_isa(str name):
     """Force an instruction set by name."""
     global ACTIVE
-    cdef const tiles_t *found = cpu_tiles(name.encode())
+    cdef const tiles_t *found = cpu_tiles(name.encode(errors="replace"))
     if found == NULL:
         raise ValueError(f"expected an instruction set of this CPU, {', '.join(available_isas())}, got {name!r}")
     ACTIVE = found

@@ -39,8 +39,8 @@ cdef Matrix forward_matrix(Share *s, Py_ssize_t H, Py_ssize_t K, Py_ssize_t lane
 
 
 cdef inline Py_ssize_t panel_width(Py_ssize_t vectors, Py_ssize_t rows) noexcept nogil:
-    """Of the linear panels of a product of so many rows: 3 where that makes the last one wider, for a tile of few vectors
-    is not fed well. Few rows want the chains of 4."""
+    """Of the linear panels of a product of so many rows: 3 where that makes the last one wider, for a tile of few
+    vectors is not fed well. Few rows want the chains of 4."""
     return 3 if rows >= FEW_ROWS and (vectors - 1) % 3 > (vectors - 1) % PANEL else PANEL
 
 

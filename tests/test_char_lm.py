@@ -118,6 +118,11 @@ def test_gradients_are_those_of_the_loss(char_lm: ModuleType, model) -> None:  #
         assert (losses[1] - losses[0]) / 0.04 == pytest.approx(norm, rel=0.02), key
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_the_smallest_temperature_takes_the_likeliest(char_lm: ModuleType, model) -> None:  # type: ignore[no-untyped-def]
+    assert char_lm.sample(model, "the", 9, 1e-320) == char_lm.sample(model, "the", 9, 0)
+
+
 def test_sampling_depends_on_the_seed_alone(char_lm: ModuleType, model) -> None:  # type: ignore[no-untyped-def]
     a, b, c = (char_lm.sample(model, "the ", 60, temperature=1.0, seed=seed) for seed in (3, 3, 4))
     assert a == b
@@ -241,6 +246,12 @@ def test_a_text_too_short_is_refused_before_training(char_lm: ModuleType, tmp_pa
         ("--embed", "-1"),
         ("--temperature", "-0.1"),
         ("--temperature", "nan"),
+        ("--rate", "-1"),
+        ("--rate", "inf"),
+        ("--clip", "0"),
+        ("--clip", "nan"),
+        ("--seed", "-1"),
+        ("--out", __file__),
         ("--text", "no such file"),
     ],
 )

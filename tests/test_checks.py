@@ -240,6 +240,7 @@ BAD_OPTIONS = [
     ("input_size", 1.0, TypeError, "input_size: expected an integer, got float"),
     ("input_size", None, TypeError, "input_size: expected an integer, got NoneType"),
     ("hidden_size", -1, ValueError, "hidden_size: expected at least 1, got -1"),
+    ("hidden_size", 10**30, ValueError, f"hidden_size: expected from 1 to {sys.maxsize}, got {10**30}"),
     ("hidden_size", "5", TypeError, "hidden_size: expected an integer, got str"),
     ("hidden_size", True, TypeError, "hidden_size: expected an integer, got bool"),
     ("bias", 1, TypeError, "bias: expected True or False, got 1"),

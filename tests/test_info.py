@@ -121,7 +121,8 @@ def test_number_of_threads_at_the_start(before):
     for wrong in ("0", "-1", "two", "1.5", "257", "9" * 5000, "\u0663"):
         result = python("-c", code, FUSEDRNN_NUM_THREADS=wrong)
         assert result.returncode == 1
-        assert "ValueError: FUSEDRNN_NUM_THREADS: " in result.stderr
+        said = "ValueError: FUSEDRNN_NUM_THREADS: expected an integer from 1 to 256, got"
+        assert any(f"{said} {shown}" in result.stderr for shown in (repr(wrong), ascii(wrong)))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
@@ -165,6 +166,12 @@ def test_arguments_that_no_command_takes(arguments):
     result = python("-m", "fusedrnn", *arguments)
     assert result.returncode == 2
     assert "usage: python -m fusedrnn" in result.stderr
+
+
+def test_a_terminal_that_has_few_characters():
+    result = python("-m", "fusedrnn", "bench", "--peers=", "--seconds=0.001", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0, result.stderr
+    assert "of the limit" in result.stdout
 
 
 @pytest.mark.parametrize("command", ["", "config", "probe", "bench"])

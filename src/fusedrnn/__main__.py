@@ -32,4 +32,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a table may hold what a terminal cannot show
     main(sys.argv[1:])

@@ -218,14 +218,15 @@ def size(name: str, value: Any, most: int = sys.maxsize) -> int:
         raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
     if 1 <= found <= most:
         return found
-    raise ValueError(f"{name}: expected {'at least 1' if most == sys.maxsize else f'from 1 to {most}'}, got {found}")
+    least = most == sys.maxsize and found < 1
+    raise ValueError(f"{name}: expected {'at least 1' if least else f'from 1 to {most}'}, got {found}")
 
 
 def size_text(name: str, value: str, most: int) -> int:
     """A count in an environment variable."""
-    if value.isascii() and value.isdecimal():
-        return size(name, int(value) if len(value) < 20 else sys.maxsize, most)
-    raise ValueError(f"{name}: expected an integer, got {value!r}")
+    if value.isascii() and value.isdecimal() and len(value) < 20 and 1 <= int(value) <= most:
+        return int(value)
+    raise ValueError(f"{name}: expected an integer from 1 to {most}, got {value!r}")
 
 
 def flag(name: str, value: Any) -> bool:
