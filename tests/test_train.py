@@ -300,7 +300,7 @@ def test_epsilon_is_not_lost_in_float16(make: type[train.Adam]) -> None:
         ({"weight": np.ones(I, np.float32)}, ValueError, r"weight: expected shape \(3, 4\), got \(4,\)"),
         ({"weight": np.ones((O, I))}, TypeError, "weight: expected float32, got float64"),
         ({"bias": np.ones((B, O), np.float32)}, ValueError, r"bias: expected shape \(3,\), got \(2, 3\)"),
-        ({"offset": np.ones(O, np.float32)}, ValueError, "parameters: expected the keys weight, bias; unexpected: offset"),
+        ({"a": np.ones(O, np.float32)}, ValueError, "parameters: expected the keys weight, bias; unexpected: a"),
     ],
 )
 def test_parameters_that_were_replaced(change: dict[str, Any], error: type[Exception], message: str) -> None:
