@@ -58,6 +58,7 @@ cdef enum:
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
     PIECE = 16 * 1024 * 1024        # bytes of a matrix packed between two looks for signals, some milliseconds
     CLEARED = 32            # multiply-adds that take as long as clearing an element of a fresh page
+    MANY_ROWS = 24          # of a step, worth reading W_ih for in each if I is no more than these
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 

@@ -8,7 +8,7 @@
  *   gated   panels hold L hidden units, vector v of a panel being gate v      (LSTM 4, GRU 3, ...)
  *           the last panel, where half of the lanes or fewer are units, may be narrow: all gates side by side in as few
  *           vectors as hold them, `narrow` lanes each
- *   linear  panels hold PANEL*L neighbouring columns, the last panel may be narrower
+ *   linear  panels hold PANEL*L neighbouring columns, or fewer vectors of them, the last panel may be narrower
  * Gate rows of one (step, sequence) are `[segments][stride]`, stride >= H a multiple of 64 bytes; see README.md.
  */
 #ifndef FUSEDRNN_TILES_H

@@ -3,11 +3,12 @@
 from tiles cimport pointwise_fn, pointwise_t
 
 
-cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn f,
+cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q, pointwise_fn f,
                 bint shared, bint backwards) noexcept nogil:
     """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
     one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Serpentine:
-    `backwards` on every other step, so that what is still in cache is used first."""
+    `backwards` on every other step, so that what is still in cache is used first. x: what the rows begin from, if that
+    is not there yet; else NULL."""
     cdef Group *g = k.group
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
@@ -35,7 +36,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
         span = 2 * panel                                        # one row takes two panels at a time
         span *= max(1, SERPENT // (span * unit_bytes))
     if whole < g.units:
-        part_of_rows(k, p, q, f, whole, each, part(rows, whose, width), part(rows, whose + 1, width))
+        part_of_rows(k, x, p, q, f, whole, each, part(rows, whose, width), part(rows, whose + 1, width))
     for _ in range(width if shared else 1):
         first = part(whole, whose, width)
         last = part(whole, whose + 1, width)
@@ -61,6 +62,8 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
             if m.late:
                 p.w = m.data + (k.rank - a // panel) * panel * unit_bytes   # always the same place, which stays in L2
                 pack_vectors(m, l.tiles, <char *>p.w, p.first, p.last, NULL)
+            if x != NULL:
+                begin(k, x, a, b, 0, x.rows)
             l.tiles.product(p)
             if q.rows:
                 q.first = a * lanes
@@ -70,8 +73,39 @@ cdef void stage(Worker *k, Matrix *m, product_t *p, pointwise_t *q, pointwise_fn
         whose = whose + 1 if whose + 1 < width else 0
 
 
-cdef void part_of_rows(Worker *k, const product_t *all_rows, const pointwise_t *pointwise, pointwise_fn f,
-                       Py_ssize_t unit, Py_ssize_t each, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+cdef void from_x(product_t *p, Layer *l) noexcept nogil:
+    """The product x W_ih + biases; its rows are still to be named."""
+    take(p, &l.x, l.tiles)
+    into_gates(p, &l.x, l, l.cell.x.segment)
+    p.init = l.bias
+
+
+cdef inline void begin_plain(Layer *l, void *row, Py_ssize_t unit, Py_ssize_t last) noexcept nogil:
+    """The segment of a gate row that has no share of x: it starts from its own bias."""
+    cdef Py_ssize_t vector = l.tiles.lanes * l.tiles.itemsize, at = l.cell.plain * l.stride * l.tiles.itemsize, i
+    for i in range(at + unit * vector, at + last * vector, 16):     # often a single vector: no call for that
+        memcpy(<char *>row + i, l.bias + i, 16)
+
+
+cdef void begin(Worker *k, const product_t *x, Py_ssize_t unit, Py_ssize_t last,
+                Py_ssize_t row, Py_ssize_t end) noexcept nogil:
+    """x W_ih + biases of units [unit, last) into the gate rows [row, end) of a step."""
+    cdef Layer *l = &k.group.direction.layer
+    cdef Py_ssize_t each = l.x.width if l.x.gated else 1, i
+    cdef product_t p = x[0]
+    for i in range(row, end if l.cell.plain >= 0 else 0):
+        begin_plain(l, x.out[i], unit, last)
+    p.rows = end - row
+    p.a += row
+    p.out += row
+    p.first = unit * each
+    p.last = min(last * each, p.vectors)
+    l.tiles.product(&p)
+    account(k, <double>p.rows * p.depth * l.tiles.lanes * (p.last - p.first))
+
+
+cdef void part_of_rows(Worker *k, const product_t *x, const product_t *all_rows, const pointwise_t *pointwise,
+                       pointwise_fn f, Py_ssize_t unit, Py_ssize_t each, Py_ssize_t row, Py_ssize_t end) noexcept nogil:
     """All units from `unit` on, of rows [row, end)."""
     cdef Layer *l = &k.group.direction.layer
     cdef product_t p = all_rows[0]
@@ -82,6 +116,8 @@ cdef void part_of_rows(Worker *k, const product_t *all_rows, const pointwise_t *
     p.first = unit * each
     p.last = p.vectors
     p.next = NULL
+    if x != NULL:
+        begin(k, x, unit, l.units, row, min(x.rows, end))
     l.tiles.product(&p)
     account(k, <double>p.rows * p.segments * p.depth * l.tiles.lanes * (p.last - p.first))
     if pointwise.rows == 0:
@@ -113,8 +149,8 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     cdef const char *row
     cdef product_t p
     cdef pointwise_t none
-    a = part(g.units, k.seat, k.run.width) * l.tiles.lanes * size
-    b = part(g.units, k.seat + 1, k.run.width) * l.tiles.lanes * size
+    a = part(g.units, k.seat, k.run.width)
+    b = part(g.units, k.seat + 1, k.run.width)
     for s in range(start, end):
         for i in range(group_rows(g, d.active[s])):
             j = g.begin + i
@@ -123,18 +159,15 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
                 row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
             k.a[n] = <void *>row
             k.out[n] = tape_row(d, j, s) if d.training else g.gates + n * row_bytes
-            if l.cell.plain >= 0:                               # no share of x: starts from its own bias
-                memcpy(<char *>k.out[n] + l.cell.plain * l.stride * size + a,
-                       l.bias + l.cell.plain * l.stride * size + a, b - a)
+            if l.cell.plain >= 0:
+                begin_plain(l, k.out[n], a, b)
             n += 1
-    take(&p, &l.x, l.tiles)
-    into_gates(&p, &l.x, l, l.cell.x.segment)
-    p.init = l.bias
+    from_x(&p, l)
     p.a = <const void **>k.a
     p.out = k.out
     p.rows = n
     none.rows = 0
-    stage(k, &l.x, &p, &none, NULL, shared, False)
+    stage(k, &l.x, NULL, &p, &none, NULL, shared, False)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -147,7 +180,8 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
     Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
     A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
-    and none between a chunk's projection and its steps as long as a rank keeps to its own units.
+    and none between a chunk's projection and its steps as long as a rank keeps to its own units. Where a step has no
+    fewer rows than x has features, the projection is a part of each block, too: gate rows need not leave L1 in between.
     """
     cdef Run *run = k.run
     cdef Direction *d = g.direction
@@ -159,9 +193,11 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
     cdef int t
-    cdef bint back = run.backward, shared, uneven
+    cdef bint back = run.backward, shared, uneven, at_once
     cdef product_t p[2]
+    cdef product_t x
     cdef pointwise_t q
+    at_once = not back and max(MANY_ROWS, l.inputs) <= g.rows <= d.chunk and d.x_i == size and not l.x.late
     uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
     k.group = g
     k.seat = seat
@@ -192,6 +228,10 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             p[t].accumulate = 1
             p[t].out = k.gates
         p[t].a = <const void **>(k.h_prev if not back and cell.source[t] < 0 else k.a)
+    if at_once:
+        from_x(&x, l)
+        x.a = <const void **>k.a
+        x.out = k.gates
 
     for turn in range(g.steps):
         s = g.steps - 1 - turn if back else turn
@@ -200,6 +240,11 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
             m = group_rows(g, d.active[s + 1]) if turn else 0
+        elif at_once:
+            at = 0
+            for i in range(n):
+                k.a[i] = <void *>x_row(d, g.begin + i, s)
+            x.rows = n
         elif s == chunk_end:
             chunk_rows = 0
             while chunk_end < g.steps:
@@ -238,11 +283,12 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 for i in range(p[t].rows):
                     j = g.begin + i
                     k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
-                stage(k, &d.dh[t], &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
+                stage(k, &d.dh[t], NULL, &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
             else:
                 for i in range(n if cell.source[t] >= 0 else 0):
                     k.a[i] = <char *>k.gates[i] + cell.source[t] * segment_bytes
-                stage(k, &l.h[t], &p[t], &q, tiles.forward[l.kind][t], shared, turn & 1)
+                stage(k, &l.h[t], &x if at_once and t == 0 else NULL, &p[t], &q, tiles.forward[l.kind][t],
+                      shared, turn & 1)
             if barrier(k):
                 return True
 
@@ -254,6 +300,6 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             k.dh[i] = d.d_h + j * segment_bytes
         p[0].rows = n
         q.rows = 0
-        stage(k, &d.dh[0], &p[0], &q, NULL, False, g.steps & 1)
+        stage(k, &d.dh[0], NULL, &p[0], &q, NULL, False, g.steps & 1)
         return k.run.interrupted if run.width == 1 else False
     return False

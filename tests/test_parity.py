@@ -62,7 +62,15 @@ def optional(cell, dtype):
 
 
 # T, B, I, H past the blocks that long sums and many rows are worked off in.
-LARGE = ((2, 3, 1100, 7), (2, 2, 9, 600), (3, 9, 520, 140), (40, 33, 9, 12), (300, 5, 3, 17), (2, 3000, 4, 50))
+LARGE = (
+    (2, 3, 1100, 7),
+    (2, 2, 9, 600),
+    (3, 9, 520, 140),
+    (40, 33, 9, 12),
+    (300, 5, 3, 17),
+    (2, 3000, 4, 50),
+    (3, 128, 64, 20),
+)
 
 SIZED = [case for dtype in DTYPES for cell in CELLS for case in sized(cell, dtype)]
 
