@@ -95,7 +95,7 @@ cdef void begin(Worker *k, const product_t *x, Py_ssize_t unit, Py_ssize_t last,
     cdef product_t p = x[0]
     for i in range(row, end if l.cell.plain >= 0 else 0):
         begin_plain(l, x.out[i], unit, last)
-    p.rows = end - row
+    p.rows = max(0, end - row)
     p.a += row
     p.out += row
     p.first = unit * each
