@@ -320,9 +320,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name}: expected a number, got {getattr(options, name)}")
     if not options.clip > 0:
         parser.error(f"--clip: expected more than 0, got {options.clip}")
-    least_of = {"hidden": 1, "layers": 1, "embed": 0, "batch": 1, "length": 1, "count": 1}
-    for name, least in {**least_of, "rate": 0, "temperature": 0, "seed": 0}.items():
-        if not getattr(options, name) >= least:
+    ones, zeros = ("hidden", "layers", "batch", "length", "count"), ("embed", "rate", "temperature", "seed")
+    for name in (*ones, *zeros):
+        if getattr(options, name) < (least := int(name in ones)):
             parser.error(f"--{name}: expected at least {least}, got {getattr(options, name)}")
     if options.out.exists() and not options.out.is_dir():
         parser.error(f"--out: expected a folder, got {options.out}")

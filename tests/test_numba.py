@@ -768,3 +768,7 @@ def test_the_example(capsys, monkeypatch):
     example = pytest.importorskip("numba_simulation")
     assert example.main(["--carts", "20", "--steps", "30"]) < 1e-4
     assert "Numba" in capsys.readouterr().out
+    for option in ("--carts", "--steps", "--hidden"):
+        with pytest.raises(SystemExit):
+            example.main([option, "0"])
+        assert f"{option}: expected at least 1, got 0" in capsys.readouterr().err

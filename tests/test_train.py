@@ -270,11 +270,10 @@ def test_softmax_of_a_difference_beyond_its_dtype() -> None:
         assert train.softmax_cross_entropy(np.float32([[3e38, -3e38]]), [0])[0] == 0
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-def test_either_order_of_bytes(order: str, rng: np.random.Generator) -> None:
+def test_the_other_order_of_bytes(rng: np.random.Generator) -> None:
     """In losses and in parameters, whose gradients are of the machine's own order."""
     a = rng.random(3, np.float32)
-    swapped = a.astype(f"{order}f4")
+    swapped = a.astype(a.dtype.newbyteorder())
     for loss in (train.mean_squared_error, train.binary_cross_entropy):
         found, expected = loss(swapped, a), loss(a, a)
         assert found[0] == expected[0]
