@@ -6,7 +6,9 @@ from tiles cimport pointwise_fn, pointwise_t
 cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q, pointwise_fn f,
                 bint shared, bint backwards) noexcept nogil:
     """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
-    one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Serpentine:
+    one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Where nobody
+    shares the units, all go at once: a panel's part of a row is far from that of the next, and from row to row CPUs fetch
+    ahead, past the last one into rows that another group is writing. Serpentine:
     `backwards` on every other step, so that what is still in cache is used first. x: what the rows begin from, if that
     is not there yet; else NULL."""
     cdef Group *g = k.group
@@ -28,7 +30,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
         pass                                                    # all columns of a few rows at a time
     elif m.late:
         span = panel
-    elif rows >= FEW_ROWS:
+    elif rows >= FEW_ROWS and (width > 1 or streams or f == NULL or work * g.units > SIGNAL_WORK):
         span = panel
         whole = g.even if m.gated else g.even_panels
         p.prefetch = streams or f == NULL                       # W_ih has to make room in L2 while the steps go on

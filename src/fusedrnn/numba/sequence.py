@@ -600,6 +600,7 @@ def stage(k, m, p, q, shared, backwards):
     projection, which has none, q has no rows.
 
     The units of this rank and, where the stage is shared, what the others have not come to when it has done its own.
+    Where nobody shares the units, all go at once: no CPU fetches ahead, from row to row, what another group is writing.
     Serpentine: `backwards` on every other step, so that what is still in cache is used first."""
     w = at(k, WORKER)
     run, group, a, product, point = at(w.run, RUN), at(w.group, GROUP), at(m, MATRIX), at(p, PRODUCT), at(q, POINTWISE)
@@ -611,7 +612,7 @@ def stage(k, m, p, q, shared, backwards):
     work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
     unit_bytes = each * a.depth * VECTOR_BYTES
     streams = group.most * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
-    if rows >= FEW_ROWS:
+    if rows >= FEW_ROWS and (width > 1 or streams or point.rows == 0 or work * group.units > SIGNAL_WORK):
         span = 1 if a.gated else PANEL
     elif streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
