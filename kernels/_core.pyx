@@ -133,6 +133,7 @@ cdef int open_forward(Frame frame, int i, Packed packed, tuple given, np.ndarray
     d.reverse = reverse
     d.packed = packed.sources is None
     d.training = training
+    d.together = plan.B
     d.chunk = CHUNK
     d.T = plan.T
     d.B = plan.B
@@ -214,6 +215,9 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     for i in range(D):
         open_forward(frame, i, layers[i], directions[i], x, y, plan, training)
     divide(&frame.run, wanted)
+    for i in range(D if plan.rows == T * B else 0):
+        d = &frame.run.direction[i]
+        d.together = (B + frame.run.groups // D - 1) // (frame.run.groups // D)
     for i in range(D):
         if not frame.run.direction[i].packed:
             open_weights(frame, i, layers[i], directions[i][0], plan, wanted)

@@ -36,7 +36,7 @@ cdef void work(void *arg, int rank) noexcept nogil:
     for i in range(run.directions):
         d = &run.direction[i]
         pack_share(&k, &d.dx, d.layer.tiles)
-        open_rights(&k, d, 0)
+        open_block(&k, d, 0)
         if meet(&k):
             return
         if d.lent:                                              # what dx is made of makes room for dW
@@ -84,8 +84,8 @@ cdef Py_ssize_t pointer_rows(Run *run) noexcept nogil:
     return max(rows_at_once(run), l.cell.gates * l.H) if run.backward else rows_at_once(run)
 
 
-cdef inline Py_ssize_t right_rows(Run *run) noexcept nogil:
-    """... and for each right operand of dW."""
+cdef inline Py_ssize_t operand_rows(Run *run) noexcept nogil:
+    """... and for each operand of dW."""
     return block_rows(&run.direction[0]) if run.backward else 0
 
 
@@ -96,7 +96,7 @@ cdef Py_ssize_t worker_bytes(Run *run) noexcept nogil:
         staged = rows_at_once(run) * d.layer.inputs * size
     if run.backward:
         staged = max(staged, LEFT_STRIP * (block_rows(d) + 64) * size)
-    cdef Py_ssize_t pointers = 2 * pointer_rows(run) + 3 * right_rows(run) + 10 * d.B
+    cdef Py_ssize_t pointers = 2 * pointer_rows(run) + 4 * operand_rows(run) + 10 * d.B
     return pointers * <Py_ssize_t>sizeof(void *) + rounded_up(staged, 64) + 64
 
 
@@ -118,9 +118,10 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
     k.dh = k.dy + B
     k.dc = k.dh + B
     k.dq = k.dc + B
+    k.left = <const void **>(k.dq + B)
     for i in range(3):
-        k.right[i] = <const void **>(k.dq + B) + i * right_rows(run)
-    k.buffer = <char *>rounded_up(<Py_ssize_t><size_t>(k.right[2] + right_rows(run)), 64)
+        k.right[i] = k.left + (i + 1) * operand_rows(run)
+    k.buffer = <char *>rounded_up(<Py_ssize_t><size_t>(k.right[2] + operand_rows(run)), 64)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -13,15 +13,27 @@ cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
     return low
 
 
-cdef void open_rights(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
-    """The right operands of the block of dW that begins with this row of the tape."""
+cdef void open_block(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
+    """The operands of the block of dW that begins with this row: step by step, wherever on the tape the rows are."""
+    cdef Py_ssize_t end = min(row0 + block_rows(d), d.offset[d.steps]), s = step_of(d, row0), row = row0, j, i, count
+    cdef Py_ssize_t bytes = gate_row_bytes(&d.layer)
+    cdef const char *at
     cdef int which
+    while row < end:
+        j = row - d.offset[s]
+        count = min(d.together - j % d.together, d.offset[s + 1] - row, end - row)
+        at = tape_row(d, j, s)
+        for i in range(count):
+            k.left[row - row0 + i] = at + i * bytes
+        row += count
+        if row == d.offset[s + 1]:
+            s += 1
     for which in range(1 + d.layer.cell.stages):
-        open_right(k, d, which, row0, min(row0 + block_rows(d), d.offset[d.steps]))
+        open_right(k, d, which, row0, end)
 
 
 cdef void open_right(Worker *k, Direction *d, int which, Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
-    """One of them: where its rows are, and if they are not read there, this rank's vectors packed."""
+    """A right operand: where its rows are, and if they are not read there, this rank's vectors packed."""
     cdef Layer *l = &d.layer
     cdef Right *right = &d.right[which]
     cdef Matrix *m = &right.m
@@ -30,18 +42,19 @@ cdef void open_right(Worker *k, Direction *d, int which, Py_ssize_t row0, Py_ssi
     cdef bint dense = d.offset[d.steps] == d.T * d.B
     cdef const char *row
     cdef pack_t p
+    if which == 2:
+        for n in range(row_end - row0):
+            rows[n] = <const char *>k.left[n] + l.cell.source[1] * l.stride * size
+        n = row_end - row0
     while n < row_end - row0:                                   # step by step
         count = min(d.offset[s + 1] - d.offset[s] - j, row_end - row0 - n)
-        if which == 2:
-            row = tape_row(d, j, s) + l.cell.source[1] * l.stride * size
-            apart = gate_row_bytes(l)
-        elif which == 1:
+        if which == 1:
             row = y_row(d, j, s - 1)
             apart = d.y_b if s else l.stride * size
         else:
             row = x_row(d, j, s)
             apart = d.x_b
-        if dense or which == 2 or (which == 1 and s == 0):
+        if dense or (which == 1 and s == 0):
             for i in range(count):
                 rows[n + i] = row + i * apart
         else:
@@ -157,19 +170,19 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             g = turn - strip * cell.gates
             u0 = LEFT_ROWS * (sixes * strip // strips)
             u1 = min(LEFT_ROWS * (sixes * (strip + 1) // strips), H)
-            strip_gradients(k, d, g, u0, u1, row0, end - row0)
+            strip_gradients(k, d, g, u0, u1, end - row0, row0 > 0)
         row0 = end
         if row0 < rows:
             if meet(k):
                 return
-            open_rights(k, d, row0)
+            open_block(k, d, row0)
             if not in_place(d) and meet(k):
                 return
 
 
 cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, Py_ssize_t u1,
-                          Py_ssize_t row, Py_ssize_t depth) noexcept nogil:
-    """Units [u0, u1) of gate g in dW and in the bias gradients: the sums go on by so many rows of the tape."""
+                          Py_ssize_t depth, bint accumulate) noexcept nogil:
+    """Units [u0, u1) of gate g in dW and in the bias gradients: the sums go on by the rows of a block."""
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, i
@@ -177,7 +190,6 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
     cdef int which, operand, segment, packed_segment = -1
     cdef Right *right
     cdef product_t p
-    cdef char *tape = d.gates + row * gate_row_bytes(l) + u0 * size
     cdef char *grad
     cdef char *bias
     for which in range(2):
@@ -187,8 +199,7 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
         grad = d.grad_w_hh if which else d.grad_w_ih
         bias = (d.grad_b_hh if which else d.grad_b_ih) + (g * H + u0) * size
         if segment != packed_segment:
-            l.tiles.pack_left(k.buffer, sixes_apart, tape + segment * l.stride * size, cell.segments * l.stride, depth,
-                              u1 - u0, bias)
+            l.tiles.pack_left(k.buffer, sixes_apart, k.left, segment * l.stride + u0, depth, u1 - u0, bias)
             packed_segment = segment
         else:
             memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
@@ -204,7 +215,7 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
         p.out = k.out
         p.rows = u1 - u0
         p.columns = right.m.columns
-        p.accumulate = row > 0
+        p.accumulate = accumulate
         p.whole = True
         p.prefetch = not right.in_place
         for i in range(u1 - u0):
@@ -217,7 +228,7 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, so many rows of the tape a turn; or all of them, few as they are, and some columns."""
+    """dx = gate gradients W_ih, so many rows a turn; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
@@ -248,7 +259,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
             while row >= d.offset[s + 1]:
                 s += 1
             b = d.order[row - d.offset[s]]
-            k.a[n] = d.gates + (row * cell.segments + cell.x.segment) * l.stride * size
+            k.a[n] = tape_row(d, row - d.offset[s], s) + cell.x.segment * l.stride * size
             k.out[n] = d.grad_x + time_of(d, b, s) * d.gx_t + b * d.gx_b
             n += 1
             row += 1

@@ -84,6 +84,7 @@ cdef struct Direction:
     char *c0                    # ... the running c when not training
     char *gates                 # training: [rows][segments*stride]
     char *c                     # training: [rows][stride]
+    Py_ssize_t together         # sequences that have a part of the tape to themselves, see tape_at
     # backward only
     Matrix dh[2]
     Matrix dx
@@ -148,7 +149,8 @@ cdef struct Worker:
     void **dh
     void **dc
     void **dq
-    const void **right[3]       # rows of a block of the right operands of dW, ...
+    const void **left           # gate rows of a block of dW, ...
+    const void **right[3]       # ... rows of its right operands, ...
     Py_ssize_t right_ld[3]      # ... so many elements apart, all of them, or 0
     char *buffer                # staged x rows or packed left operands
 
@@ -240,14 +242,25 @@ cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil
     return d.y + time_of(d, b, s) * d.y_t + b * d.y_b
 
 
+cdef inline Py_ssize_t tape_at(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
+    """Where on the tape step s of row j is. Step by step; or, in a dense batch of several groups, group by group: from row
+    to row a CPU fetches ahead, and should find no row there that another one is writing."""
+    cdef Py_ssize_t first = 0
+    if d.together == d.B:
+        return d.offset[s] + j
+    while j - first >= d.together:
+        first += d.together
+    return first * d.T + s * min(d.together, d.B - first) + j - first
+
+
 cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     if s < 0 or not d.training:
         return d.c0 + j * d.layer.stride * d.layer.tiles.itemsize
-    return d.c + (d.offset[s] + j) * d.layer.stride * d.layer.tiles.itemsize
+    return d.c + tape_at(d, j, s) * d.layer.stride * d.layer.tiles.itemsize
 
 
 cdef inline char *tape_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
-    return d.gates + (d.offset[s] + j) * gate_row_bytes(&d.layer)
+    return d.gates + tape_at(d, j, s) * gate_row_bytes(&d.layer)
 
 
 cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n) noexcept nogil:

@@ -354,12 +354,13 @@ static void N(pack_rows)(const pack_t *p) {
 /* The left operand of dW in groups of LEFT_ROWS rows side by side, so that a tile reads one short line a k; column sums
  * beside. Eight elements are one vector: six of them stay, the other two are overwritten by those of the next k. Rows
  * are far apart and far away, where no prefetcher follows. */
-static void N(pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
-                         void *sum) {
+static void N(pack_left)(void *dst, ptrdiff_t step, const void *const *rows, ptrdiff_t offset, ptrdiff_t depth,
+                         ptrdiff_t columns, void *sum) {
     N(vec) total[LEFT_STRIP / LANES];
     for (ptrdiff_t m = 0; m < columns; m += LANES) total[m / LANES] = N(load_upto)((REAL *)sum + m, columns - m);
     for (ptrdiff_t k = 0; k < depth; k++) {
-        const REAL *const row = (const REAL *)src + k * ld, *const ahead = row + LEFT_AHEAD * ld;
+        const REAL *const row = (const REAL *)rows[k] + offset;
+        const REAL *const ahead = (const REAL *)rows[k + LEFT_AHEAD < depth ? k + LEFT_AHEAD : k] + offset;
         REAL *to = (REAL *)dst + k * LEFT_ROWS;
         ptrdiff_t m;
         for (m = 0; m < columns; m += 64 / (ptrdiff_t)sizeof(REAL)) __builtin_prefetch(ahead + m);

@@ -94,10 +94,11 @@ typedef struct {
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);
-    /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = src[k*ld + m], m < columns <= LEFT_STRIP, k < depth; sum[m] +=
-     * src[k*ld + m] in ascending k. A group but the last has room for two elements more, which may be anything then. */
-    void (*pack_left)(void *dst, ptrdiff_t step, const void *src, ptrdiff_t ld, ptrdiff_t depth, ptrdiff_t columns,
-                      void *sum);
+    /* dst[m/LEFT_ROWS * step + k*LEFT_ROWS + m%LEFT_ROWS] = row[k][offset + m], m < columns <= LEFT_STRIP, k < depth;
+     * sum[m] += row[k][offset + m] in ascending k. A group but the last has room for two elements more, which may be
+     * anything then. */
+    void (*pack_left)(void *dst, ptrdiff_t step, const void *const *row, ptrdiff_t offset, ptrdiff_t depth,
+                      ptrdiff_t columns, void *sum);
     pointwise_fn forward[CELLS][2]; /* [cell][stage], NULL past the cell's last stage */
     pointwise_fn backward[CELLS][2];
     void (*sigmoid)(const void *x, void *y, ptrdiff_t n);

@@ -58,7 +58,7 @@ cdef extern from "tiles.h" nogil:
         void (*product)(const product_t *) noexcept nogil
         void (*pack_transposed)(const pack_t *) noexcept nogil
         void (*pack_rows)(const pack_t *) noexcept nogil
-        void (*pack_left)(void *, Py_ssize_t, const void *, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
+        void (*pack_left)(void *, Py_ssize_t, const void **, Py_ssize_t, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
         pointwise_fn forward[CELLS][2]
         pointwise_fn backward[CELLS][2]
         void (*sigmoid)(const void *, void *, Py_ssize_t) noexcept nogil

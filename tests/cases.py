@@ -233,7 +233,13 @@ def run_functional(backend: str, p: Problem, training: bool = True) -> Results:
 def run(backend: Any, p: Problem) -> Results:
     """All outputs and all gradients by name; a gradient of direction d is called "d.name"."""
     results, tape = forward(backend, p, training=True)
-    results["x"], gradients = backend.backward(tape, p.dy, p.dh_n, p.dc_n)
+    return results | backward(backend, p, tape)
+
+
+def backward(backend: Any, p: Problem, tape: Any) -> Results:
+    """Gradients by name."""
+    dx, gradients = backend.backward(tape, p.dy, p.dh_n, p.dc_n)
+    results = {"x": dx}
     for d, gradient in enumerate(gradients):
         results |= {f"{d}.{name}": g for name, g in zip((*PARAMETERS, "h0", "c0"), gradient, strict=True)}
     return results

@@ -22,6 +22,7 @@ from cases import (
     Case,
     assert_close,
     assert_same,
+    backward,
     forward,
     problem,
     run,
@@ -109,6 +110,21 @@ def test_large_gradients(cell, compiled):
         core.set_num_threads(threads)
         for _ in range(3):
             assert_same(run(core, p), want)
+
+
+@pytest.mark.parametrize("directions", ["forward", "both"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_threads_of_one_pass_each(cell, directions, compiled):
+    """A tape that so many groups have written, each in a part of its own, is read by others."""
+    core, p = compiled.module, problem(Case(cell, "float32", 40, 13, 8, 40, directions=directions))
+    core.set_num_threads(1)
+    want = run(core, p)
+    for one, other in [(2, 1), (1, 2), (3, 2), (4, 3), (4, 1), (2, 4)]:
+        core.set_num_threads(one)
+        _, tape = forward(core, p, training=True)
+        core.set_num_threads(other)
+        got = backward(core, p, tape)
+        assert_same(got, {name: want[name] for name in got})
 
 
 @each_cell

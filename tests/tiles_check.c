@@ -260,7 +260,9 @@ static void check_packing(void) {
                 put(model, m / LEFT_ROWS * step + k * LEFT_ROWS + m % LEFT_ROWS, get(from, k * ld + m));
                 put(totals, m, get(totals, m) + get(from, k * ld + m)); /* in double, rounded: as in float */
             }
-        tiles->pack_left(to, step, from, ld, depth, columns, sum);
+        const void *rows[70];
+        for (ptrdiff_t k = 0; k < depth; k++) rows[k] = (const char *)from + (k * ld - 1) * tiles->itemsize;
+        tiles->pack_left(to, step, rows, 1, depth, columns, sum);
         for (ptrdiff_t g = 0; g < last; g++)
             for (ptrdiff_t i = 0; i < 2; i++) put(model, g * step + end + i, get(to, g * step + end + i));
         same(to, model, total);
