@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,6 @@ from fusedrnn.bench.work import MODES, Run, Work
 
 LOOP = 5e-3  # seconds of one round of a short run
 ROUNDS = {7: 0.02, 5: 0.1, 3: float("inf")}  # so many rounds for runs of up to so many seconds
-SPINNING = 0.1  # seconds until the threads of NumPy's BLAS have gone to sleep
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
@@ -57,9 +55,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @functools.lru_cache(maxsize=1)  # backends are the innermost parameter
 def expected(job: Work, mode: str, backend: str) -> list[np.ndarray]:
-    answer = work.arrays(MODES[mode](job, backend)())
-    time.sleep(SPINNING)
-    return answer
+    return work.arrays(MODES[mode](job, backend)())
 
 
 @functools.cache
@@ -104,10 +100,12 @@ class Timer:
         self.enabled = benchmark.enabled  # not with --benchmark-disable: then a job is checked, and that is all
 
     def run(self, job: Work, mode: str, backend: str) -> Run:
-        """A run that gave the right answer."""
+        """A run that gave the right answer, and everything at rest."""
         run = MODES[mode](job, backend)
         oracle = "reference" if backend != "reference" else fr.backends.available()[0]
         work.assert_right(job, work.arrays(run()), expected(job, mode, oracle))
+        if self.enabled:
+            work.rest()
         return run
 
     def __call__(self, job: Work, mode: str, backend: str) -> Run:
@@ -122,6 +120,8 @@ class Timer:
                 run()
 
         def look() -> None:
+            if backend == "reference":
+                work.rest()  # NumPy's BLAS
             watch()
             run()  # the probe has read through the caches: what the run had there has to come back
 

@@ -60,6 +60,7 @@ def serve() -> None:
             job, mode = work.Work(**request[0]), request[1]
             run = work.MODES[mode](job)
             work.assert_right(job, work.arrays(run()), work.arrays(work.MODES[mode](job, "reference")()))
+            work.rest()
             answer = work.fr.__file__
         print(json.dumps(answer), flush=True)
 

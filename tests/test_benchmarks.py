@@ -560,6 +560,20 @@ def test_once_is_a_median(monkeypatch):
     assert work.once(run, 0.0) == 3
 
 
+@pytest.mark.parametrize(("busy", "most", "looks"), [(0, 1.0, 1), (3, 1.0, 4), (10**6, 0.1, 9)])
+def test_at_rest_is_who_uses_no_cpu_time(monkeypatch, busy, most, looks):
+    now, used = [0.0], [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+        used[0] += seconds if now[0] <= (busy + 0.5) * work.LOOK else 1e-5
+
+    clock = types.SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: used[0], sleep=sleep)
+    monkeypatch.setattr(work, "time", clock)
+    work.rest(most)
+    assert now[0] == pytest.approx(looks * work.LOOK)
+
+
 def test_a_wrong_answer_is_never_timed():
     job = Work("lstm", 2, 3, 4, 5)
     right = work.arrays(work.inference(job, "reference")())
@@ -627,7 +641,6 @@ def test_a_race_goes_on_without_one_that_dies(monkeypatch):
             return request
 
     monkeypatch.setattr(machine, "is_probed", lambda: True)
-    monkeypatch.setattr(race, "PAUSE", 0)
     made, job = [Made("fusedrnn", 9), Made("torch", 9), Made("jax", 1)], Work("lstm", 2, 3, 4, 5)
     result = race.race(made, job, "inference", 3, 0.5, told.append)
     assert result.seconds == {"fusedrnn": [0.5] * 3, "torch": [0.5] * 3}

@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from fusedrnn.bench import contenders, machine, roofline, work
 from fusedrnn.bench.contenders import CONTENDERS, TITLES, NotOffered
 from fusedrnn.bench.work import Run, Work
 
-PAUSE = 0.02  # seconds between two contenders: the threads of the one before go to sleep
 CONFINED = ("jax", "keras", "numpy", "onnx")  # take a thread for each CPU that they may run on; the others are told
 
 
@@ -65,7 +63,9 @@ def serve(name: str, threads: int, pipe: Any) -> None:
         try:
             if isinstance(request, float):
                 assert run is not None
-                pipe.send(work.once(run, request))
+                seconds = work.once(run, request)
+                work.rest()  # before the next one's turn
+                pipe.send(seconds)
             elif request == "limits":
                 limits = machine.refresh(limits, bound.limit) if limits else machine.probe(job.dtype, threads)
                 bound = roofline.bound(job, mode, limits)
@@ -80,8 +80,10 @@ def serve(name: str, threads: int, pipe: Any) -> None:
                     pipe.send(peak_memory(CONTENDERS[name](job, kind, threads)))
                 else:
                     run = CONTENDERS[name](job, mode, threads)
-                    pipe.send(work.arrays(run()))
+                    answer = work.arrays(run())
                     run()
+                    work.rest()
+                    pipe.send(answer)
         except Exception as error:  # reported by the parent; the next job may work
             reason = str(error) if isinstance(error, NotOffered) else f"{type(error).__name__}: {error}"
             pipe.send(NotOffered(reason.partition("\n")[0][:200]))
@@ -147,6 +149,7 @@ def ready(started: list[Contender], job: Work, mode: str, tell: Callable[[str], 
         if (off := work.difference(answer, ours)) > job.tolerance:
             raise SystemExit(f"{mode} {job}: {TITLES[contender.name]} and fusedrnn differ by {off:.3g}")
         agreed.append(contender)
+    work.rest()  # from the comparison
     return agreed
 
 
@@ -209,7 +212,6 @@ def race(
     for r in range(rounds):
         shift = r % len(agreed)
         for contender in agreed[shift:] + agreed[:shift]:
-            time.sleep(PAUSE)
             if contender.name not in times:
                 continue
             try:

@@ -1,6 +1,6 @@
 """The work that is timed: a cell, its sizes and dtype, its arrays, fusedrnn doing it, and how far two answers differ.
 
-It times nothing and knows no peer. Letters: T time steps, B batch, I input size, H hidden size, G gates.
+It knows no peer. Letters: T time steps, B batch, I input size, H hidden size, G gates.
 Only the package's public names are used, so that an older fusedrnn can be timed with it.
 """
 
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 import fusedrnn as fr
+
+LOOK = 12e-3  # seconds between two looks at the CPU time of a process; a kernel may count it in ticks of 1 to 10 ms
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -219,3 +221,16 @@ def once(run: Run, seconds: float, least: int = 3) -> float:
         run()
         times.append(time.perf_counter() - began)
     return statistics.median(times)
+
+
+def rest(most: float = 1.0) -> None:
+    """Wait until this process's threads sleep, `most` seconds at the longest.
+
+    Those of a BLAS or another thread pool spin for up to a tenth of a second after their work and have a CPU that
+    whoever is timed next should have.
+    """
+    end, spent = time.perf_counter() + most, math.inf
+    while spent > LOOK / 4 and time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(LOOK)
+        spent = time.process_time() - before
