@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# The threads of NumPy's products spin for a tenth of a second after each and keep the CPUs from those of fusedrnn: a step
-# took 1.8 times as long. Now it is 2^18 clock cycles.
+# The threads of NumPy's products spin for a tenth of a second after each and keep the CPUs from those of fusedrnn: a
+# step took 1.8 times as long. Now they spin for 2^18 clock cycles.
 os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
 
 import numpy as np

@@ -4,8 +4,9 @@ Plain NumPy on arrays and on dicts of arrays, with the keys and the arrays of ``
 returns its output and a tape, its `backward` the gradients; a loss returns its value together with its gradient;
 an optimiser changes the parameters in place. Nothing here records a graph, loads data, mixes dtypes or reads pickles.
 
-`Linear` is NumPy's product, whose threads (OpenBLAS's) spin for a tenth of a second afterwards, in the way of the next call of a
-recurrent layer. With ``OPENBLAS_THREAD_TIMEOUT=18`` in the environment before NumPy is imported it is a thousandth of that.
+`Linear` is NumPy's product, whose threads (OpenBLAS's) spin for a tenth of a second afterwards, in the way of the next
+call of a recurrent layer. With ``OPENBLAS_THREAD_TIMEOUT=18`` in the environment before NumPy is imported, they sleep
+after 0.1 ms.
 
 Letters: C classes, I input size, O output size; ``...`` is any number of leading axes, such as T, B.
 
