@@ -243,8 +243,8 @@ cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil
 
 
 cdef inline Py_ssize_t tape_at(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
-    """Where on the tape step s of row j is. Step by step; or, in a dense batch of several groups, group by group: from row
-    to row a CPU fetches ahead, and should find no row there that another one is writing."""
+    """Where on the tape step s of row j is. Step by step; or, in a dense batch of several groups, group by group: from
+    row to row a CPU fetches ahead, and should find no row there that another one is writing."""
     cdef Py_ssize_t first = 0
     if d.together == d.B:
         return d.offset[s] + j

@@ -7,10 +7,9 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
                 bint shared, bint backwards) noexcept nogil:
     """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
     one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Where nobody
-    shares the units, all go at once: a panel's part of a row is far from that of the next, and from row to row CPUs fetch
-    ahead, past the last one into rows that another group is writing. Serpentine:
-    `backwards` on every other step, so that what is still in cache is used first. x: what the rows begin from, if that
-    is not there yet; else NULL."""
+    shares the units, all go at once: a panel's part of a row is far from that of the next, and from row to row CPUs
+    fetch ahead, past the last one into rows that another group is writing. Serpentine: `backwards` on every other step,
+    so that what is still in cache is used first. x: what the rows begin from, if that is not there yet; else NULL."""
     cdef Group *g = k.group
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
