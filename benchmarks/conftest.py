@@ -147,18 +147,10 @@ class Timer:
         )
 
     def ratio(self, run: Run, base: Run, seconds: float = 0.02, rounds: int = 5) -> float:
-        """Time of one run in units of the other: they take turns, so that both meet the same machine, and the lead in
-        turns, or what a machine does in time with them would hit one of both alone."""
+        """Time of one run in units of the other: they take turns, so that both meet the same machine."""
         if not self.enabled:
             return float("nan")
-        found = []
-        for turn in range(rounds):
-            if turn % 2:
-                of_base, of_run = work.once(base, seconds), work.once(run, seconds)
-            else:
-                of_run, of_base = work.once(run, seconds), work.once(base, seconds)
-            found.append(of_run / of_base)
-        return statistics.median(found)
+        return statistics.median(work.once(run, seconds) / work.once(base, seconds) for _ in range(rounds))
 
 
 @pytest.fixture

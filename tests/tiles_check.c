@@ -251,18 +251,21 @@ static void check_packing(void) {
         TRY("pack_left depth=%td columns=%td ld=%td step=%td", depth, columns, ld, step);
         /* the last group ends with its last column's last element, the others with room for two more */
         const ptrdiff_t total = last * step + end - LEFT_ROWS + (columns - 1) % LEFT_ROWS + 1;
-        void *const from = noisy(0, depth * ld - extra), *const to = noisy(1, total), *const model = fenced(2, total);
+        void *const from = noisy(0, depth * ld), *const to = noisy(1, total), *const model = fenced(2, total);
         void *const sum = noisy(3, columns), *const totals = fenced(4, columns);
         memcpy(model, to, (size_t)(total * tiles->itemsize));
         memcpy(totals, sum, (size_t)(columns * tiles->itemsize));
-        for (ptrdiff_t k = 0; k < depth; k++)
-            for (ptrdiff_t m = 0; m < columns; m++) {
-                put(model, m / LEFT_ROWS * step + k * LEFT_ROWS + m % LEFT_ROWS, get(from, k * ld + m));
-                put(totals, m, get(totals, m) + get(from, k * ld + m)); /* in double, rounded: as in float */
-            }
         const void *rows[70];
-        for (ptrdiff_t k = 0; k < depth; k++) rows[k] = (const char *)from + (k * ld - 1) * tiles->itemsize;
-        tiles->pack_left(to, step, rows, 1, depth, columns, sum);
+        for (ptrdiff_t k = 0; k < depth; k++) {
+            const ptrdiff_t row = any(0, depth - 1) * ld;
+            rows[k] = (const char *)from + row * tiles->itemsize;
+            for (ptrdiff_t m = 0; m < columns; m++) {
+                const double x = get(from, row + extra + m);
+                put(model, m / LEFT_ROWS * step + k * LEFT_ROWS + m % LEFT_ROWS, x);
+                put(totals, m, get(totals, m) + x); /* in double, rounded: as in float */
+            }
+        }
+        tiles->pack_left(to, step, rows, extra, depth, columns, sum);
         for (ptrdiff_t g = 0; g < last; g++)
             for (ptrdiff_t i = 0; i < 2; i++) put(model, g * step + end + i, get(to, g * step + end + i));
         same(to, model, total);
