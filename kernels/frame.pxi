@@ -129,7 +129,8 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
 
 
 cdef double step_cost(Direction *d, int groups, int width) noexcept:
-    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and what
+    one rank reads of another's."""
     cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
     cdef Py_ssize_t rows = (d.B + groups - 1) // groups
@@ -142,6 +143,8 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
     cdef double meeting = COST_BARRIER * l.cell.stages * (width + 2) / 4 if width > 1 else 0
+    if width > 1 and rows > MET_ROWS and d.steps > 1:           # h of the others
+        meeting += COST_LINE * rows * l.H * size / 64 * (width - 1) / width
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
@@ -195,6 +198,15 @@ cdef inline Py_ssize_t chunk_rows(Direction *d) noexcept nogil:
     return max(d.chunk, d.B) if d.steps > 1 else d.B
 
 
+cdef inline Py_ssize_t own_bytes(Run *run) noexcept nogil:
+    """Running gradients of a row that a rank keeps to itself, where each has rows of its own. Side by side they would be
+    lines that the others write: from row to row, and past the last one, CPUs fetch ahead."""
+    cdef Layer *l = &run.direction[0].layer
+    if not run.backward or run.size == 1 or run.width > 1:
+        return 0
+    return (l.cell.states + l.cell.stages - 1) * l.stride * l.tiles.itemsize
+
+
 @cython.final
 @cython.internal
 cdef class Frame:
@@ -230,6 +242,7 @@ cdef class Frame:
             d = &run.direction[i]
             if not run.backward and not d.training:
                 extra = extra + <object>chunk_rows(d) * gate_row_bytes(&d.layer) * per
+            extra = extra + <object>own_bytes(run) * d.B + per * APART
         self.memory = Memory(size + extra + 128)
         cdef char *base = self.memory.data
         run.group = <Group *>base
@@ -259,6 +272,10 @@ cdef class Frame:
                 if not d.training:
                     g.gates = base + at
                     at += chunk_rows(d) * gate_row_bytes(&d.layer)
+        for i in range(run.groups if own_bytes(run) else 0):
+            g = &run.group[i]
+            g.own = base + at
+            at += own_bytes(run) * g.rows + APART
         return 0
 
     cdef void go(self) noexcept nogil:

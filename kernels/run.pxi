@@ -109,6 +109,7 @@ cdef struct Group:
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
+    char *own                   # backward: running gradients of a rank that shares no row, apart from those of others
     barrier_line *lines
 
 

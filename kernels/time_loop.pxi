@@ -175,6 +175,17 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
 # THE TIME LOOP
 
 
+cdef void move_own(Group *g, bint out) noexcept nogil:
+    """A group's running gradients from where those of all rows are to where its rank keeps its own, or out again."""
+    cdef Direction *d = g.direction
+    cdef Py_ssize_t row_bytes = d.layer.stride * d.layer.tiles.itemsize, bytes = g.rows * row_bytes
+    cdef char *d_h = d.d_h + g.begin * row_bytes
+    cdef char *d_c = d.d_c + g.begin * row_bytes
+    memcpy(d_h if out else g.own, g.own if out else d_h, bytes)
+    if d.layer.cell.states == 2:
+        memcpy(d_c if out else g.own + bytes, g.own + bytes if out else d_c, bytes)
+
+
 cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     """All steps of a group, forwards or backwards; True when interrupted.
 
@@ -193,6 +204,10 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, more, at = 0
     cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
     cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
+    cdef Py_ssize_t before = g.begin * segment_bytes, bytes = g.rows * segment_bytes
+    cdef char *d_h = g.own if g.own != NULL else d.d_h + before
+    cdef char *d_c = g.own + bytes if g.own != NULL else d.d_c + before
+    cdef char *d_q = g.own + cell.states * bytes if g.own != NULL else d.d_q + before
     cdef int t
     cdef bint back = run.backward, shared, uneven, at_once
     cdef product_t p[2]
@@ -217,6 +232,8 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     q.dq = k.dq
     for i in range(group_rows(g, d.active[0]) if g.steps else 0):
         k.y[i] = y_row(d, g.begin + i, 0) - step
+    if g.own != NULL:
+        move_own(g, False)
     for t in range(cell.stages):
         if back:
             take(&p[t], &d.dh[t], tiles)
@@ -268,11 +285,11 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 k.c_prev[i] = tape_c(d, j, s - 1)
                 k.c[i] = tape_c(d, j, s)
             if back:
-                k.dh[i] = d.d_h + j * segment_bytes
+                k.dh[i] = d_h + i * segment_bytes
                 if cell.states == 2:
-                    k.dc[i] = d.d_c + j * segment_bytes
+                    k.dc[i] = d_c + i * segment_bytes
                 if cell.stages == 2:
-                    k.dq[i] = d.d_q + j * segment_bytes
+                    k.dq[i] = d_q + i * segment_bytes
                 if d.dy:
                     k.dy[i] = <void *>(d.dy + (<char *>k.h[i] - d.y))
         at += n
@@ -298,9 +315,12 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         for i in range(n):
             j = g.begin + i
             k.a[i] = tape_row(d, j, 0) + cell.dh[0].segment * segment_bytes
-            k.dh[i] = d.d_h + j * segment_bytes
+            k.dh[i] = d_h + i * segment_bytes
         p[0].rows = n
         q.rows = 0
         stage(k, &d.dh[0], NULL, &p[0], &q, NULL, False, g.steps & 1)
-        return k.run.interrupted if run.width == 1 else False
+        if run.width == 1 and run.interrupted:
+            return True
+    if g.own != NULL:
+        move_own(g, True)
     return False

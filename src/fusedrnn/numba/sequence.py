@@ -69,7 +69,8 @@ L2_SHARE = 600 * 1024
 PATIENCE = 1e-3
 SIGNAL_SECONDS = 0.05
 SIGNAL_WORK = 2e7
-COST_BARRIER, COST_CALL = 350.0, 2000.0
+COST_BARRIER, COST_CALL, COST_LINE = 350.0, 2000.0, 20.0
+MET_ROWS = 4
 RATE_FMA, RATE_L1, RATE_L2, RATE_L3 = 55.0, 150.0, 80.0, 20.0
 STREAMING = 0.25
 NO_TIME = 1e300
@@ -1230,7 +1231,8 @@ def open_worker(k, run, rank):
 
 @inner
 def step_cost(d, groups, width):
-    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, and the barriers."""
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and what
+    one rank reads of another's."""
     q = at(d, DIRECTION)
     l = at(q.layer, LAYER)
     units, rows = (l.H + l.lanes - 1) // l.lanes, (q.B + groups - 1) // groups
@@ -1241,6 +1243,8 @@ def step_cost(d, groups, width):
     pointwise = rows * columns * l.size / 4 * 0.3
     streaming = STREAMING * weights / rate if weights > L2_SHARE else 0.0
     meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
+    if width > 1 and rows > MET_ROWS and q.steps > 1:  # h of the others
+        meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
