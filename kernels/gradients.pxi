@@ -156,21 +156,27 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, rows = d.offset[d.steps], block = block_rows(d)
-    cdef Py_ssize_t sixes = (H + LEFT_ROWS - 1) // LEFT_ROWS
-    cdef Py_ssize_t strips = min(rounded_up((H + LEFT_STRIP - 1) // LEFT_STRIP, run.size), sixes)
-    cdef Py_ssize_t turn, strip, g, row0, end, u0, u1
-    cdef int whose
+    cdef Py_ssize_t each = (H + run.size - 1) // run.size       # units of a rank ...
+    cdef Py_ssize_t strips = (each + LEFT_STRIP - 1) // LEFT_STRIP      # ... and their strips
+    cdef Py_ssize_t turn, strip, sixes, g, row0, end, u0, u1
+    cdef int whose, i
     row0 = 0
     while row0 < rows:
         end = min(row0 + block, rows)
         turn = -1
         whose = k.rank
-        while not run.interrupted and next_turn(k, 0, strips * cell.gates, &whose, &turn):
+        while not run.interrupted and next_turn(k, 0, run.size * strips * cell.gates, &whose, &turn):
             strip = turn // cell.gates
             g = turn - strip * cell.gates
-            u0 = LEFT_ROWS * (sixes * strip // strips)
-            u1 = min(LEFT_ROWS * (sixes * (strip + 1) // strips), H)
-            strip_gradients(k, d, g, u0, u1, end - row0, row0 > 0)
+            i = strip // strips
+            strip -= i * strips
+            u0 = part(H, i, run.size)
+            u1 = part(H, i + 1, run.size)
+            sixes = (u1 - u0 + LEFT_ROWS - 1) // LEFT_ROWS
+            u1 = min(u0 + LEFT_ROWS * (sixes * (strip + 1) // strips), u1)
+            u0 += LEFT_ROWS * (sixes * strip // strips)
+            if u0 < u1:
+                strip_gradients(k, d, g, u0, u1, end - row0, row0 > 0)
         row0 = end
         if row0 < rows:
             if meet(k):
