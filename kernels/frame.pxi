@@ -129,8 +129,8 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
 
 
 cdef double step_cost(Direction *d, int groups, int width) noexcept:
-    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and what
-    one rank reads of another's."""
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and,
+    where no rank has to share the weights, what one reads of another's."""
     cdef Layer *l = &d.layer
     cdef double size = l.tiles.itemsize
     cdef Py_ssize_t rows = (d.B + groups - 1) // groups
@@ -143,8 +143,8 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double pointwise = rows * columns * size / 4 * .3
     cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
     cdef double meeting = COST_BARRIER * l.cell.stages * (width + 2) / 4 if width > 1 else 0
-    if width > 1 and rows > MET_ROWS and d.steps > 1:           # h of the others
-        meeting += COST_LINE * rows * l.H * size / 64 * (width - 1) / width
+    if width > 1 and rows > MET_ROWS and d.steps > 1 and l.units * panel * l.H * size <= L2_SHARE:
+        meeting += COST_LINE * rows * l.H * size / 64 * (width - 1) / width             # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 

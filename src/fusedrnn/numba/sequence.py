@@ -1231,8 +1231,8 @@ def open_worker(k, run, rank):
 
 @inner
 def step_cost(d, groups, width):
-    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and what
-    one rank reads of another's."""
+    """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and,
+    where no rank has to share the weights, what one reads of another's."""
     q = at(d, DIRECTION)
     l = at(q.layer, LAYER)
     units, rows = (l.H + l.lanes - 1) // l.lanes, (q.B + groups - 1) // groups
@@ -1243,8 +1243,9 @@ def step_cost(d, groups, width):
     pointwise = rows * columns * l.size / 4 * 0.3
     streaming = STREAMING * weights / rate if weights > L2_SHARE else 0.0
     meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
-    if width > 1 and rows > MET_ROWS and q.steps > 1:  # h of the others
-        meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width
+    all_weights = 1.0 * units * l.lanes * get(l.cell, GATES) * l.H * l.size
+    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= L2_SHARE:
+        meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width  # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
