@@ -242,7 +242,8 @@ cdef class Frame:
             d = &run.direction[i]
             if not run.backward and not d.training:
                 extra = extra + <object>chunk_rows(d) * gate_row_bytes(&d.layer) * per
-            extra = extra + <object>own_bytes(run) * d.B + per * APART
+            if own_bytes(run):
+                extra = extra + <object>own_bytes(run) * d.B + per * APART
         self.memory = Memory(size + extra + 128)
         cdef char *base = self.memory.data
         run.group = <Group *>base
