@@ -69,10 +69,9 @@ cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter. A barrier and a call of two
-# threads, measured; how both grow with the threads is a guess.
-cdef double COST_BARRIER = 350, COST_CALL = 2000
-cdef double COST_LINE = 20                  # 64 bytes that another rank has written, where two cores share no cache: those
-                                            # that do take a tenth of it, and lose little by a partition for the others
+# threads, measured; how both grow with them is a guess. A line, 64 bytes that another rank has written, as between
+# cores that share no cache: those that do take a tenth of that, and lose little by what is best for the others.
+cdef double COST_BARRIER = 350, COST_CALL = 2000, COST_LINE = 20
 cdef Py_ssize_t MET_ROWS = 4                # h of so few rows is a part of the barrier
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic

@@ -199,8 +199,8 @@ cdef inline Py_ssize_t chunk_rows(Direction *d) noexcept nogil:
 
 
 cdef inline Py_ssize_t own_bytes(Run *run) noexcept nogil:
-    """Running gradients of a row that a rank keeps to itself, where each has rows of its own. Side by side they would be
-    lines that the others write: from row to row, and past the last one, CPUs fetch ahead."""
+    """Running gradients of a row that a rank keeps to itself, where each has rows of its own: from row to row, and past
+    the last one, CPUs fetch ahead, and side by side that would be lines which another rank writes."""
     cdef Layer *l = &run.direction[0].layer
     if not run.backward or run.size == 1 or run.width > 1:
         return 0
