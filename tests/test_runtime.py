@@ -394,7 +394,7 @@ def hold():
     ptrace(CONTINUE, int(still))
 
 left_out = []
-for _ in range(15):
+for _ in range(40):
     holder = beside(hold)
     for _ in range(40): layer(x)
     seen[IN] = 1
