@@ -373,7 +373,8 @@ print(int(not found))
 @pytest.mark.skipif(SANITIZED, reason="instrumented calls take longer than a worker is left out")
 def test_who_has_not_answered_is_left_out_by_itself():
     """One of two workers stands still for some calls, which the other one takes part in. The next ones do not even ask
-    it. CPU time tells: often it has none, of those times in which the other one, on a busy machine, has."""
+    it. CPU time tells: how often it has next to none of what the other one has. Of 40 rounds 17 to 39 are such, 6 to 21
+    beside two processes that spin, and where both are asked 0 to 7: so more than ten will do, in one try of three."""
     out = python(
         """
 layer = fusedrnn.LSTM(256, 256, rng=0).freeze()
@@ -381,7 +382,7 @@ x = np.random.default_rng(0).standard_normal((6, 64, 256)).astype("float32")
 before = set(os.listdir("/proc/self/task"))
 core.set_num_threads(3)
 layer(x)
-still, other = set(os.listdir("/proc/self/task")) - before
+workers = sorted(set(os.listdir("/proc/self/task")) - before)
 
 def ran(worker): return int(Path(f"/proc/self/task/{worker}/schedstat").read_text().split()[0])
 
@@ -393,17 +394,22 @@ def hold():
     while not seen[IN]: time.sleep(0.001)
     ptrace(CONTINUE, int(still))
 
-left_out = []
-for _ in range(40):
+def left_out():
     holder = beside(hold)
     for _ in range(40): layer(x)
     seen[IN] = 1
     os.waitpid(holder, 0)
     start = ran(still), ran(other)
     for _ in range(4): layer(x)
-    had = ran(still) - start[0], ran(other) - start[1]
-    if had[1]: left_out.append(8 * had[0] < had[1])
-print(int(4 * sum(left_out) < len(left_out)))
+    return 8 * (ran(still) - start[0]) < ran(other) - start[1]
+
+for _ in range(3):
+    found = 0
+    for _ in range(40):
+        still, other = workers = workers[::-1]
+        found += left_out()
+    if found > 10: break
+print(int(found <= 10))
 """,
         prelude=PRELUDE + FREEZER,
     )
