@@ -1,4 +1,4 @@
-# The commands of this project. Each makes what it needs under .venv; nothing outside this folder is touched.
+# The commands of this project. Each installs what it needs under .venv; nothing outside this folder is touched.
 #
 #   make run        examples/char_lm.py: train a character-level language model and write text with it
 #   make test       the test suite                 (make test ARGS="-m slow", make test ARGS=tests/test_gradients.py)
@@ -14,7 +14,7 @@
 #   make bench-report    tables and pictures of RESULTS and PEERS, into docs/performance.md and README.md
 #   make docs       the documentation as HTML, in docs/_build
 #   make dist       sdist and wheel, in dist
-#   make clean      remove all that the above have made
+#   make clean      remove all that the above have made, but for results of benchmarks
 #
 # PYTHON is the interpreter (3.11 or later) that .venv is made from; CC, when set, compiles the extension.
 
@@ -102,7 +102,7 @@ dist: $(VENV)/.group-test
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(SAN) build dist docs/_build src/fusedrnn.egg-info src/fusedrnn/_core.*.so
+	rm -rf $(VENV) $(SAN) build dist docs/_build out src/fusedrnn.egg-info src/fusedrnn/_core.*.so
 
 # The virtual environments. A .name in one is a stamp: made anew when what it was made from changes.
 

@@ -53,6 +53,14 @@ class BuildExtension(build_ext):
         super().build_extensions()
 
 
+def is_pure() -> bool:
+    """Whether the package is to be of Python alone."""
+    wanted = os.environ.get("FUSEDRNN_NO_EXTENSION", "0")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"FUSEDRNN_NO_EXTENSION: expected 0 or 1, got {wanted!r}")
+    return wanted == "1"
+
+
 def core() -> Extension:
     """Describe fusedrnn._core as FUSEDRNN_BUILD wants it."""
     build = os.environ.get("FUSEDRNN_BUILD", "release")
@@ -74,6 +82,6 @@ def core() -> Extension:
 
 
 setup(
-    ext_modules=[] if os.environ.get("FUSEDRNN_NO_EXTENSION") == "1" else [core()],
+    ext_modules=[] if is_pure() else [core()],
     cmdclass={"build_ext": BuildExtension},
 )

@@ -26,7 +26,7 @@ np.import_array()
 
 
 cdef extern from "Python.h":
-    int signals_pending "PyErr_CheckSignals"()      # leaves the exception set; raised once the loop has ended
+    int run_signal_handlers "PyErr_CheckSignals"()      # leaves the exception set; raised once the loop has ended
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter. A barrier and a call of two
-# threads, measured; how both grow with them is a guess. A line, 64 bytes that another rank has written, as between
-# cores that share no cache: those that do take a tenth of that, and lose little by what is best for the others.
+# threads, measured; how both grow with them is a guess. A line is 64 bytes that another rank has written, between cores
+# that share no cache. Between those that do it costs a tenth, and they lose little by what is best for the others.
 cdef double COST_BARRIER = 350, COST_CALL = 2000, COST_LINE = 20
 cdef Py_ssize_t MET_ROWS = 4                # h of so few rows is a part of the barrier
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20

@@ -1,7 +1,7 @@
 # What every rank runs, how the work is divided, and the frame that a call and its tape share.
 
 
-cdef void work(void *arg, int rank) noexcept nogil:
+cdef void run_rank(void *arg, int rank) noexcept nogil:
     cdef Run *run = <Run *>arg
     cdef Worker k
     cdef int i, s
@@ -167,7 +167,7 @@ cdef void deal(Group *g, int groups) noexcept:
 
 
 cdef void divide(Run *run, int wanted):
-    """Fill size, width and groups per direction (kept in `groups`): the cheapest way to use up to `wanted` threads."""
+    """Fill size, width, groups (of all directions) and patience: the cheapest way to use up to `wanted` threads."""
     cdef Direction *d = &run.direction[0]
     cdef Layer *l = &d.layer
     cdef int directions = run.directions
@@ -225,7 +225,7 @@ cdef class Frame:
         cdef Direction *d
         cdef Group *g
         cdef int i, per
-        cdef Py_ssize_t size, at, panel
+        cdef Py_ssize_t size, at, panel, state
         for i in range(run.directions):                         # Python integers: these do not overflow
             d = &run.direction[i]
             if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
@@ -273,10 +273,20 @@ cdef class Frame:
                 if not d.training:
                     g.gates = base + at
                     at += chunk_rows(d) * gate_row_bytes(&d.layer)
-        for i in range(run.groups if own_bytes(run) else 0):
+        for i in range(run.groups if run.backward else 0):
             g = &run.group[i]
-            g.own = base + at
-            at += own_bytes(run) * g.rows + APART
+            d = g.direction
+            state = d.layer.stride * d.layer.tiles.itemsize
+            g.own = own_bytes(run) > 0
+            if g.own:
+                g.d_h = base + at
+                g.d_c = g.d_h + g.rows * state
+                g.d_q = g.d_h + d.layer.cell.states * g.rows * state
+                at += own_bytes(run) * g.rows + APART
+            else:
+                g.d_h = d.d_h + g.begin * state
+                g.d_c = d.d_c + g.begin * state
+                g.d_q = d.d_q + g.begin * state
         return 0
 
     cdef void go(self) noexcept nogil:
@@ -286,7 +296,7 @@ cdef class Frame:
         run.interrupted = False
         run.outside = fp_now()
         run.work = 0
-        team_run(run.size, work, run)
+        team_run(run.size, run_rank, run)
 
 
 cdef int raise_pending() except -1:

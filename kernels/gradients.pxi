@@ -144,7 +144,7 @@ cdef void place_right(Right *r, Direction *d, char *at) noexcept nogil:
         memcpy(at, r.last, r.m.columns * d.layer.tiles.itemsize)
 
 
-cdef inline bint in_place(Direction *d) noexcept nogil:
+cdef inline bint all_in_place(Direction *d) noexcept nogil:
     """Whether no right operand of dW is packed."""
     return d.right[0].in_place and d.right[1].in_place and (d.layer.cell.stages == 1 or d.right[2].in_place)
 
@@ -182,7 +182,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             if meet(k):
                 return
             open_block(k, d, row0)
-            if not in_place(d) and meet(k):
+            if not all_in_place(d) and meet(k):
                 return
 
 
@@ -209,7 +209,7 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
             packed_segment = segment
         else:
             memcpy(bias, d.grad_b_ih + (g * H + u0) * size, (u1 - u0) * size)
-        take(&p, &right.m, l.tiles)
+        aim_at(&p, &right.m, l.tiles)
         if right.in_place and k.right_ld[operand]:              # one load less a k: 3 % where vectors lie across lines
             p.w = k.right[operand][0]
             p.ld = k.right_ld[operand]
@@ -246,7 +246,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     if d.dx.plain:
         blocks = min(rows, 1)
         parts = run.size
-    take(&p, &d.dx, l.tiles)
+    aim_at(&p, &d.dx, l.tiles)
     from_gates(&p, l, &cell.x)
     p.a = <const void **>k.a
     p.out = k.out

@@ -14,7 +14,7 @@ cdef struct Matrix:
     bint gated
     bint transposed
     bint plain              # not packed at all: the source itself, which too few rows pass by to be worth it
-    int late                # read once: packed a panel at a time, just before its product; a place for so many ranks
+    int late                # read once: packed panel by panel, each just before its product; places, one a rank, or 0
     int gate[4]
     const char *w           # the source, rows of ld elements
     Py_ssize_t ld
@@ -304,7 +304,7 @@ def pack(str cell, w_ih, w_hh, b_ih=None, b_hh=None):
             pack_matrix(&l.x, l.tiles, i, pieces, NULL)
             for s in range(l.cell.stages):
                 pack_matrix(&l.h[s], l.tiles, i, pieces, NULL)
-        if signals_pending():
+        if run_signal_handlers():
             raise_pending()
     p.sources = None
     return p

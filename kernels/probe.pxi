@@ -42,6 +42,12 @@ cdef void run_probe(void *arg, int rank) noexcept nogil:
         p.tiles.multiply_adds(p.repeats)
 
 
+cdef int check_threads(int threads) except -1:
+    if not 1 <= threads <= TEAM_MOST:
+        raise ValueError(f"threads: expected 1 to {TEAM_MOST}, got {threads}")
+    return 0
+
+
 cdef double probe(Probe *p, int threads, double seconds):
     """Seconds of one repeat when `threads` threads run together: the best of eight parts, which take `seconds` in all.
 
@@ -78,6 +84,7 @@ cdef double probe(Probe *p, int threads, double seconds):
 def peak(dtype, int threads=1, double seconds=.02):
     """Floating-point operations a second of multiply-adds that stay in registers, in the instruction set in force."""
     cdef Probe p
+    check_threads(threads)
     memset(&p, 0, sizeof(p))
     p.tiles = tiles_for(numpy.dtype(dtype).itemsize)
     return p.tiles.multiply_adds(1) * threads / probe(&p, threads, seconds)
@@ -86,6 +93,7 @@ def peak(dtype, int threads=1, double seconds=.02):
 def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
     """Bytes a second of reading `size` bytes, each thread its own, over and over."""
     cdef Probe p
+    check_threads(threads)
     memset(&p, 0, sizeof(p))
     size = max(4096, size // 4096 * 4096)
     cdef Memory memory = Memory(<object>size * threads)
@@ -99,6 +107,7 @@ def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
 def barrier_cost(int threads, double seconds=.02):
     """Seconds until `threads` threads have met at a barrier that they came to together."""
     cdef Probe p
+    check_threads(threads)
     memset(&p, 0, sizeof(p))
     cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
     p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))

@@ -109,7 +109,10 @@ cdef struct Group:
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
-    char *own                   # backward: running gradients of a rank that shares no row, apart from those of others
+    char *d_h                   # backward: its running gradients, ...
+    char *d_c
+    char *d_q
+    bint own                    # ... which a rank that shares no row keeps apart from those of others
     barrier_line *lines
 
 
@@ -164,7 +167,7 @@ cdef void look_for_signals(Run *run) noexcept nogil:
     cdef fp_state inside = fp_now()
     fp_restore(run.outside)
     with gil:
-        if signals_pending():
+        if run_signal_handlers():
             run.interrupted = True
     fp_restore(inside)
     run.checked = cpu_seconds()
@@ -276,7 +279,7 @@ cdef const char *stage_row(Direction *d, const char *row, char *to, Py_ssize_t n
     return to
 
 
-cdef void take(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
+cdef void aim_at(product_t *p, Matrix *m, const tiles_t *tiles) noexcept nogil:
     """Aim a product at a matrix; a single segment of operand unless said otherwise."""
     memset(p, 0, sizeof(product_t))
     p.w = m.w if m.plain else m.data

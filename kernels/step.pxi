@@ -136,7 +136,7 @@ cdef void aim(Step *t, Block *b, product_t *p, Matrix *m, Matrix *then, Py_ssize
     """A product of the block's columns of m; where panels come from beyond L2, `then`'s at that unit come next."""
     cdef const tiles_t *tiles = t.run.direction[0].layer.tiles
     cdef Py_ssize_t each = m.width if m.gated else 1
-    take(p, m, tiles)
+    aim_at(p, m, tiles)
     p.rows = b.rows
     p.first = b.first * each
     p.last = min(b.last * each, m.vectors)
@@ -252,8 +252,11 @@ cdef void open_stage(Step *t, int size) noexcept nogil:
             if run.interrupted:
                 block_change(&t.block[i], t.epoch, BLOCK_FREE, BLOCK_DONE)
                 block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE)
-            elif cpu_seconds() > deadline and block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE):
-                own_block(t, i)
+            elif cpu_seconds() > deadline:
+                if block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE):
+                    own_block(t, i)
+                else:
+                    sched_yield()                               # kept, by a helper that may need this CPU
 
 
 @cython.final
@@ -288,7 +291,8 @@ cdef class OpenLayer:
         self.step.run = &self.run
 
     def __dealloc__(self):
-        team_quiet()                                            # a helper left behind may still read what is freed next
+        with nogil:
+            team_quiet()                                        # a helper left behind may still read what is freed next
 
     cdef int open(self, int threads) except -1:
         """Cut the step into blocks for up to so many ranks, and carve out memory; team_quiet() first."""

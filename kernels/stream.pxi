@@ -1,6 +1,6 @@
 # Streams: single steps of a stack of layers, everything laid out beforehand.
 
-from fusedrnn.checks import out as check_out, readable, stream_busy, stream_halfway
+from fusedrnn.checks import out as check_out, stream_busy, stream_halfway, x_t as check_x_t
 
 
 @cython.final
@@ -36,7 +36,8 @@ cdef class Stream:
         cdef OpenLayer layer
         cdef int wanted = THREADS                               # which another thread may set meanwhile
         if self.asked:
-            team_quiet()                                        # nobody reads any more what is laid out anew
+            with nogil:
+                team_quiet()                                    # nobody reads any more what is laid out anew
         self.asked = 0                                          # until all is done: memory may run short
         for layer in self.layers:
             layer.open(wanted)
@@ -79,27 +80,17 @@ cdef class Stream:
         cdef OpenLayer layer
         cdef Direction *d
         cdef Py_ssize_t b, size
-        if type(x_t) is not np.ndarray:
-            x_t = readable("x_t", x_t, str(self.dtype))
+        if not self.fits(x_t, self.inputs):
+            x_t = check_x_t(x_t, (self.B, self.inputs), self.dtype)
         x = x_t
-        if not same_type(x, self.itemsize):
-            raise TypeError(f"x_t: expected {self.dtype}, got {x.dtype}")
-        if x.ndim != 2 or x.shape[0] != self.B or x.shape[1] != self.inputs:
-            raise ValueError(f"x_t: expected shape {(self.B, self.inputs)}, got {x_t.shape}")
         if not np.PyArray_ISCARRAY_RO(x):
             x = numpy.require(x, self.dtype, "CA")
         if out is None:
             y = new_array(self.itemsize, False, self.B, self.H)
         else:
-            if type(out) is not np.ndarray:
-                check_out(out, self.dtype)
+            if not (self.fits(out, self.H) and np.PyArray_ISWRITEABLE(out)):
+                check_out(out, (self.B, self.H), self.dtype)
             y = out
-            if not same_type(y, self.itemsize):
-                raise TypeError(f"out: expected {self.dtype}, got {y.dtype}")
-            if y.ndim != 2 or y.shape[0] != self.B or y.shape[1] != self.H:
-                raise ValueError(f"out: expected shape {(self.B, self.H)}, got {out.shape}")
-            if not np.PyArray_ISWRITEABLE(y):
-                raise ValueError("out: expected a writable array, got a read-only one")
         self.take_it()
         try:
             if self.halfway:
@@ -116,6 +107,14 @@ cdef class Stream:
         finally:
             give_flag(&self.busy)
         return y
+
+    cdef bint fits(self, a, Py_ssize_t columns) noexcept:
+        """Whether it is an ndarray, no more and no less, of so many columns and the stream's batch and dtype."""
+        if type(a) is not np.ndarray:
+            return False
+        cdef np.ndarray found = a
+        return (same_type(found, self.itemsize) and found.ndim == 2 and found.shape[0] == self.B
+                and found.shape[1] == columns)
 
     cdef int take_it(self) except -1:
         if not take_flag(&self.busy):

@@ -91,7 +91,7 @@ static int is_wanted(const worker *w) {
     return state == CALLED || state == OPEN;
 }
 
-static void *work(void *arg) {
+static void *worker_main(void *arg) {
     worker *me = arg;
     fp_flush_denormals();
     for (;;) {
@@ -148,7 +148,7 @@ static int grow(void) {
     sigset_t all, before; /* signals are the main thread's */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int failed = pthread_create(&thread, NULL, work, w);
+    const int failed = pthread_create(&thread, NULL, worker_main, w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;
     pthread_detach(thread);
@@ -247,7 +247,7 @@ void team_run(int size, team_fn fn, void *arg) {
         for (int r = 1; r < size; r++)
             for (unsigned polls = 0; state_of(team.crew[r]) == GO; polls++) spin(polls);
         const double end = cpu_seconds(), lost = waited + (end - done), worked = end - began - lost;
-        const int alone_by_now = lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call had been done by now */
+        const int alone_by_now = lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call would have been done by now */
         for (int r = 1; r < size; r++)
             if (alone_by_now) crowded(team.crew[r], end, lost);
             else team.crew[r]->crowd[team.lengthy].penalty = 0;

@@ -406,6 +406,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef ROWS_OF_2
 #undef MOST_ROWS
 #undef PLAIN
+#undef ROWS
 #undef FETCH
 #undef SEGMENTS
 #undef WIDEST_NARROW

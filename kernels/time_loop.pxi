@@ -6,10 +6,19 @@ from tiles cimport pointwise_fn, pointwise_t
 cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q, pointwise_fn f,
                 bint shared, bint backwards) noexcept nogil:
     """The units of this rank and, where the stage is shared, what the others have not come to when it has done its own:
-    one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows. Where nobody
-    shares the units, all go at once: a panel's part of a row is far from that of the next, and from row to row CPUs
-    fetch ahead, past the last one into rows that another group is writing. Serpentine: `backwards` on every other step,
-    so that what is still in cache is used first. x: what the rows begin from, if that is not there yet; else NULL."""
+    one CPU is often slower than its neighbour. Panels that cannot be dealt out evenly are shared by rows.
+
+    How many units go through a product and the pointwise part at a time:
+    - all, of a matrix as it came, a few rows of which pass at a time;
+    - a panel, of a late matrix, which is packed for it;
+    - a panel, where the rows are many: what the product has made is still in L1 for the pointwise part. But all, where
+      nobody shares the units and all weights fit L2: a row's part of a panel is far from that of the next row, and what
+      CPUs fetch ahead from row to row reaches past the last one, into rows that another group is writing;
+    - a few panels, of weights from beyond L2, where the rows are few: turning points for the serpentine;
+    - all else.
+
+    Serpentine: `backwards` on every other step, so that what is still in cache is used first. x: what the rows begin
+    from, if that is not there yet; else NULL."""
     cdef Group *g = k.group
     cdef Layer *l = &g.direction.layer
     cdef Py_ssize_t lanes = l.tiles.lanes
@@ -76,7 +85,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
 
 cdef void from_x(product_t *p, Layer *l) noexcept nogil:
     """The product x W_ih + biases; its rows are still to be named."""
-    take(p, &l.x, l.tiles)
+    aim_at(p, &l.x, l.tiles)
     into_gates(p, &l.x, l, l.cell.x.segment)
     p.init = l.bias
 
@@ -181,45 +190,37 @@ cdef void move_own(Group *g, bint out) noexcept nogil:
     cdef Py_ssize_t row_bytes = d.layer.stride * d.layer.tiles.itemsize, bytes = g.rows * row_bytes
     cdef char *d_h = d.d_h + g.begin * row_bytes
     cdef char *d_c = d.d_c + g.begin * row_bytes
-    memcpy(d_h if out else g.own, g.own if out else d_h, bytes)
+    memcpy(d_h if out else g.d_h, g.d_h if out else d_h, bytes)
     if d.layer.cell.states == 2:
-        memcpy(d_c if out else g.own + bytes, g.own + bytes if out else d_c, bytes)
+        memcpy(d_c if out else g.d_c, g.d_c if out else d_c, bytes)
 
 
-cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
-    """All steps of a group, forwards or backwards; True when interrupted.
-
-    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
-    Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
-    A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
-    and none between a chunk's projection and its steps as long as a rank keeps to its own units. Where a step has no
-    fewer rows than x has features, the projection is a part of each block, too: gate rows need not leave L1 in between.
-    """
-    cdef Run *run = k.run
-    cdef Direction *d = g.direction
+cdef void aim_stages(Worker *k, product_t *p) noexcept nogil:
+    """The product of each stage of a step; how many rows it has is still to be said."""
+    cdef Direction *d = k.group.direction
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
-    cdef const tiles_t *tiles = l.tiles
-    cdef Py_ssize_t size = tiles.itemsize
-    cdef Py_ssize_t s, i, j, n, m, turn, chunk_end = 0, chunk_rows = 0, more, at = 0
-    cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
-    cdef Py_ssize_t segment_bytes = l.stride * size, row_bytes = cell.segments * l.stride * size
-    cdef Py_ssize_t before = g.begin * segment_bytes, bytes = g.rows * segment_bytes
-    cdef char *d_h = g.own if g.own != NULL else d.d_h + before
-    cdef char *d_c = g.own + bytes if g.own != NULL else d.d_c + before
-    cdef char *d_q = g.own + cell.states * bytes if g.own != NULL else d.d_q + before
+    cdef bint back = k.run.backward
     cdef int t
-    cdef bint back = run.backward, shared, uneven, at_once
-    cdef product_t p[2]
-    cdef product_t x
-    cdef pointwise_t q
-    at_once = not back and max(MANY_ROWS, l.inputs) <= g.rows <= d.chunk and d.x_i == size and not l.x.late
-    uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
-    k.group = g
-    k.seat = seat
-    k.group_epoch = 0
-    memset(&q, 0, sizeof(q))
-    q.stride = l.stride
+    for t in range(cell.stages):
+        if back:
+            aim_at(&p[t], &d.dh[t], l.tiles)
+            from_gates(&p[t], l, &cell.dh[t])
+            p[t].accumulate = t == 0
+            p[t].out = k.dh if t == 0 else k.dq
+        else:
+            aim_at(&p[t], &l.h[t], l.tiles)
+            into_gates(&p[t], &l.h[t], l, cell.h[t].segment)
+            p[t].accumulate = 1
+            p[t].out = k.gates
+        p[t].a = <const void **>(k.h_prev if not back and cell.source[t] < 0 else k.a)
+
+
+cdef void aim_pointwise(Worker *k, pointwise_t *q) noexcept nogil:
+    """The pointwise part of a step; likewise."""
+    cdef Direction *d = k.group.direction
+    memset(q, 0, sizeof(pointwise_t))
+    q.stride = d.layer.stride
     q.training = d.training
     q.gates = k.gates
     q.h_prev = <const void **>k.h_prev
@@ -230,26 +231,93 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     q.dh = k.dh
     q.dc = k.dc
     q.dq = k.dq
-    for i in range(group_rows(g, d.active[0]) if g.steps else 0):
-        k.y[i] = y_row(d, g.begin + i, 0) - step
-    if g.own != NULL:
-        move_own(g, False)
-    for t in range(cell.stages):
-        if back:
-            take(&p[t], &d.dh[t], tiles)
-            from_gates(&p[t], l, &cell.dh[t])
-            p[t].accumulate = t == 0
-            p[t].out = k.dh if t == 0 else k.dq
-        else:
-            take(&p[t], &l.h[t], tiles)
-            into_gates(&p[t], &l.h[t], l, cell.h[t].segment)
-            p[t].accumulate = 1
-            p[t].out = k.gates
-        p[t].a = <const void **>(k.h_prev if not back and cell.source[t] < 0 else k.a)
+
+
+cdef Py_ssize_t end_of_chunk(Group *g, Py_ssize_t s) noexcept nogil:
+    """Behind the last step whose rows of x are projected together with those of step s: whole steps, one at least."""
+    cdef Direction *d = g.direction
+    cdef Py_ssize_t rows = group_rows(g, d.active[s])
+    s += 1
+    while s < g.steps:
+        rows += group_rows(g, d.active[s])
+        if rows > d.chunk:
+            break
+        s += 1
+    return s
+
+
+cdef inline void name_rows(Worker *k, Py_ssize_t s, Py_ssize_t n, Py_ssize_t at) noexcept nogil:
+    """Where the n rows of step s are. Gate rows that do not stay begin with row `at` of their chunk."""
+    cdef Group *g = k.group
+    cdef Direction *d = g.direction
+    cdef Layer *l = &d.layer
+    cdef int states = l.cell.states, stages = l.cell.stages
+    cdef Py_ssize_t i, j, row_bytes = gate_row_bytes(l), state_bytes = l.stride * l.tiles.itemsize
+    cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
+    for i in range(n):
+        j = g.begin + i
+        k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
+        k.h_prev[i] = k.y[i] + s * step if s else y_row(d, j, -1)
+        k.h[i] = k.y[i] + (s + 1) * step
+        if states == 2:
+            k.c_prev[i] = tape_c(d, j, s - 1)
+            k.c[i] = tape_c(d, j, s)
+        if k.run.backward:
+            k.dh[i] = g.d_h + i * state_bytes
+            if states == 2:
+                k.dc[i] = g.d_c + i * state_bytes
+            if stages == 2:
+                k.dq[i] = g.d_q + i * state_bytes
+            if d.dy:
+                k.dy[i] = <void *>(d.dy + (<char *>k.h[i] - d.y))
+
+
+cdef inline void name_gradients(Worker *k, Py_ssize_t s, Py_ssize_t n, int t) noexcept nogil:
+    """Where step s has the gate gradients that stage t sends back, for n rows of them."""
+    cdef Group *g = k.group
+    cdef Direction *d = g.direction
+    cdef Py_ssize_t i, at = d.layer.cell.dh[t].segment * d.layer.stride * d.layer.tiles.itemsize
+    for i in range(n):
+        k.a[i] = tape_row(d, g.begin + i, s) + at
+
+
+cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
+    """All steps of a group, forwards or backwards; True when interrupted.
+
+    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
+    Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
+    After the last:   dh0 += gate gradients of step 0 W_hh^T.
+    A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
+    and none between a chunk's projection and its steps as long as a rank keeps to its own units. Where a step has no
+    fewer rows than x has features, the projection is a part of each block, too: gate rows need not leave L1 in between.
+    """
+    cdef Run *run = k.run
+    cdef Direction *d = g.direction
+    cdef Layer *l = &d.layer
+    cdef Cell *cell = l.cell
+    cdef const tiles_t *tiles = l.tiles
+    cdef Py_ssize_t s, i, n, m, turn, chunk_end = 0, at = 0, source
+    cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
+    cdef int t
+    cdef bint back = run.backward, shared, uneven, at_once
+    cdef product_t p[2]
+    cdef product_t x
+    cdef pointwise_t q
+    at_once = not back and max(MANY_ROWS, l.inputs) <= g.rows <= d.chunk and d.x_i == tiles.itemsize and not l.x.late
+    uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
+    k.group = g
+    k.seat = seat
+    k.group_epoch = 0
+    aim_stages(k, p)
+    aim_pointwise(k, &q)
     if at_once:
         from_x(&x, l)
         x.a = <const void **>k.a
         x.out = k.gates
+    for i in range(group_rows(g, d.active[0]) if g.steps else 0):
+        k.y[i] = y_row(d, g.begin + i, 0) - step
+    if g.own:
+        move_own(g, False)
 
     for turn in range(g.steps):
         s = g.steps - 1 - turn if back else turn
@@ -264,63 +332,35 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
                 k.a[i] = <void *>x_row(d, g.begin + i, s)
             x.rows = n
         elif s == chunk_end:
-            chunk_rows = 0
-            while chunk_end < g.steps:
-                more = group_rows(g, d.active[chunk_end])
-                if chunk_rows and chunk_rows + more > d.chunk:
-                    break
-                chunk_rows += more
-                chunk_end += 1
+            chunk_end = end_of_chunk(g, s)
             project(k, s, chunk_end, shared)
             if (shared or uneven) and barrier(k):
                 return True
             at = 0
-
-        for i in range(n):
-            j = g.begin + i
-            k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
-            k.h_prev[i] = k.y[i] + s * step if s else y_row(d, j, -1)
-            k.h[i] = k.y[i] + (s + 1) * step
-            if cell.states == 2:
-                k.c_prev[i] = tape_c(d, j, s - 1)
-                k.c[i] = tape_c(d, j, s)
-            if back:
-                k.dh[i] = d_h + i * segment_bytes
-                if cell.states == 2:
-                    k.dc[i] = d_c + i * segment_bytes
-                if cell.stages == 2:
-                    k.dq[i] = d_q + i * segment_bytes
-                if d.dy:
-                    k.dy[i] = <void *>(d.dy + (<char *>k.h[i] - d.y))
+        name_rows(k, s, n, at)
         at += n
-
         for t in range(cell.stages):
             q.rows = n
             p[t].rows = m if t == 0 else n
             if back:
-                for i in range(p[t].rows):
-                    j = g.begin + i
-                    k.a[i] = tape_row(d, j, s + 1 if t == 0 else s) + cell.dh[t].segment * segment_bytes
+                name_gradients(k, s + 1 if t == 0 else s, p[t].rows, t)
                 stage(k, &d.dh[t], NULL, &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)
             else:
-                for i in range(n if cell.source[t] >= 0 else 0):
-                    k.a[i] = <char *>k.gates[i] + cell.source[t] * segment_bytes
+                source = cell.source[t] * l.stride * tiles.itemsize
+                for i in range(n if source >= 0 else 0):
+                    k.a[i] = <char *>k.gates[i] + source
                 stage(k, &l.h[t], &x if at_once and t == 0 else NULL, &p[t], &q, tiles.forward[l.kind][t],
                       shared, turn & 1)
             if barrier(k):
                 return True
 
-    if back and g.steps:                                        # dh0: what step 0 sends
-        n = group_rows(g, d.active[0])
-        for i in range(n):
-            j = g.begin + i
-            k.a[i] = tape_row(d, j, 0) + cell.dh[0].segment * segment_bytes
-            k.dh[i] = d_h + i * segment_bytes
-        p[0].rows = n
+    if back and g.steps:
+        p[0].rows = group_rows(g, d.active[0])
+        name_gradients(k, 0, p[0].rows, 0)                      # its rows of dh are those of the last turn
         q.rows = 0
         stage(k, &d.dh[0], NULL, &p[0], &q, NULL, False, g.steps & 1)
         if run.width == 1 and run.interrupted:
             return True
-    if g.own != NULL:
+    if g.own:
         move_own(g, True)
     return False

@@ -1,4 +1,4 @@
-"""The compiled backend. Arguments are not checked here, except those of `Stream.step`."""
+"""The compiled backend. Callers check what `forward`, `backward` and `pack` are given; the rest checks for itself."""
 
 from typing import Any, final
 

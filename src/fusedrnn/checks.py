@@ -1,4 +1,5 @@
-"""Every argument error of the package, in one place: what is asked of an argument, and what is said when it is not so.
+"""The argument errors of cells, layers and streams, in one place: what is asked of an argument, and what is said when
+it is not so. What only training asks for is in train.py.
 
 A check returns the argument as the backends want it: an aligned array in native byte order, of any strides. An array
 that is so already passes after a few comparisons and is returned itself, never a copy; sentences are composed only to
@@ -91,7 +92,8 @@ def gate_rows(w_ih: Array, gates: int) -> int:
 def memory(x: Array, hidden_size: int, directions: int) -> None:
     """No array of a call on `x` (T, B, I) exceeds what memory can be addressed; called before anything is allocated.
 
-    Callers pass by calls that are far from it: ``((T + 1) * (B + 1) + G * H) * (G * H + I) < FAR``.
+    Callers pass by calls that are far from it, where a bound that they have at hand is below FAR:
+    ``((T + 1) * (B + 1) + G * H) * (G * H + I)``, or more.
     """
     steps, batch, input_size = x.shape
     # A bound on what any backend keeps: 8 vectors of H a direction and time step, and panels padded to 64 units. The
@@ -263,14 +265,14 @@ def choice(name: str, value: Any, options: Collection[str]) -> str:
     raise TypeError(f"{name}: expected {_either(options)}, got {type(value).__name__}")
 
 
-def dtype(value: Any, dtypes: Dtypes) -> np.dtype[Any]:
+def dtype(value: Any, dtypes: Dtypes, expected: str = "float32 or float64") -> np.dtype[Any]:
     """The dtype of a layer, in native byte order."""
     try:
         found = None if value is None else np.dtype(value)  # np.dtype(None) is float64
     except (TypeError, ValueError, SyntaxError):  # NumPy evaluates some strings
         found = None
     if found is None or (native := _native(found)) not in dtypes:
-        raise TypeError(f"dtype: expected float32 or float64, got {repr(value) if found is None else found}")
+        raise TypeError(f"dtype: expected {expected}, got {repr(value) if found is None else found}")
     return native
 
 
@@ -325,10 +327,27 @@ def tape_spent() -> RuntimeError:
     return RuntimeError("tape: a tape serves one backward, and this one has had it; run forward again")
 
 
-def out(value: Any, dtype: np.dtype[Any]) -> None:
-    """`out` is an array to write to, and no masked one: its mask would stay."""
+def x_t(value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) -> Array:
+    """The input of a stream's step, of this shape and dtype in either byte order, of any strides and alignment."""
+    found = readable("x_t", value, str(dtype))
+    _exactly("x_t", found, shape, dtype)
+    return found
+
+
+def out(value: Any, shape: Shape, dtype: np.dtype[Any]) -> None:
+    """`out` is such an array to write to, and no masked one: its mask would stay."""
     if not isinstance(value, ndarray) or isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"out: expected an ndarray of {dtype}, got {type(value).__name__}")
+    _exactly("out", value, shape, dtype)
+    if not value.flags.writeable:
+        raise ValueError("out: expected a writable array, got a read-only one")
+
+
+def _exactly(name: str, value: Array, shape: Shape, dtype: np.dtype[Any]) -> None:
+    if _native(value.dtype) != dtype:
+        raise TypeError(f"{name}: expected {dtype}, got {value.dtype}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(value.shape)}")
 
 
 def stream_halfway() -> RuntimeError:

@@ -172,7 +172,7 @@ class Linear(_Layer):
         self, input_size: int, output_size: int, bias: bool = True, *, dtype: DTypeLike = np.float32, rng: Rng = None
     ) -> None:
         input_size, output_size = checks.size("input_size", input_size), checks.size("output_size", output_size)
-        dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
+        dtype, rng = checks.dtype(dtype, checks.FLOATING, "a floating dtype"), checks.generator(rng)
         checks.addressable("input_size, output_size", (output_size, input_size), _wide(dtype))  # drawn in float64
         bound = 1 / math.sqrt(input_size)
         parameters = {"weight": rng.uniform(-bound, bound, (output_size, input_size)).astype(dtype)}
@@ -282,7 +282,7 @@ class Embedding(_Layer):
 
     def __init__(self, count: int, size: int, *, dtype: DTypeLike = np.float32, rng: Rng = None) -> None:
         count, size = checks.size("count", count), checks.size("size", size)
-        dtype, rng = checks.dtype(dtype, checks.FLOATING), checks.generator(rng)
+        dtype, rng = checks.dtype(dtype, checks.FLOATING, "a floating dtype"), checks.generator(rng)
         checks.addressable("count, size", (count, size), _wide(dtype))  # drawn in float64
         super().__init__({"weight": rng.standard_normal((count, size)).astype(dtype)})
 
@@ -376,7 +376,7 @@ def one_hot(indices: ArrayLike, count: int, dtype: DTypeLike = np.float32) -> Ar
         If `indices` are not integers or `dtype` is not a floating dtype.
     """
     count = checks.size("count", count)
-    indices, dtype = _indices("indices", indices, count), checks.dtype(dtype, checks.FLOATING)
+    indices, dtype = _indices("indices", indices, count), checks.dtype(dtype, checks.FLOATING, "a floating dtype")
     checks.addressable("count", (*indices.shape, count), dtype)
     result = np.zeros((*indices.shape, count), dtype)
     np.put_along_axis(result, indices[..., None], 1, axis=-1)
@@ -799,7 +799,9 @@ class SGD(Optimizer):
 
     def _update(self, name: str, p: Array, g: Array) -> None:
         if self.momentum:
-            v = self._moments.setdefault(f"v.{name}", np.zeros_like(p))
+            if (key := f"v.{name}") not in self._moments:  # momentum was 0 before
+                self._moments[key] = np.zeros_like(p)
+            v = self._moments[key]
             v *= self.momentum
             v += g
             g = v

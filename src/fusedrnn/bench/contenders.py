@@ -126,11 +126,12 @@ def onnx_states(job: Work) -> list[str]:
 
 def onnx_run(job: Work, mode: str, session: Any) -> Run:
     """A run of a session that has the model."""
+    x = job.x
     if mode == "inference":
-        return lambda: session.run(None, {"x": job.x})[0][:, 0]
+        return lambda: session.run(None, {"x": x})[0][:, 0]
 
     states = onnx_states(job)
-    feed = {"x": job.x[:1]} | {name: np.zeros((1, job.B, job.H), job.dtype) for name in states}
+    feed = {"x": x[:1]} | {name: np.zeros((1, job.B, job.H), job.dtype) for name in states}
 
     def step() -> Any:
         feed.update(zip(states, session.run(None, feed), strict=True))
@@ -198,17 +199,18 @@ def numpy(job: Work, mode: str, threads: int) -> Run:  # noqa: ARG001, as above
 
     cells = {"lstm": lstm, "gru": gru, "gru_reset_before": gru_reset_before, "rnn_tanh": rnn_tanh, "rnn_relu": rnn_relu}
     advance = cells[job.cell]
+    x = job.x
     h = c = np.zeros((job.B, H), job.dtype)
 
     def step() -> Array:
         nonlocal h, c
-        h, c = advance(job.x[0], h, c)
+        h, c = advance(x[0], h, c)
         return h
 
     def sequence() -> Array:
         h = c = np.zeros((job.B, H), job.dtype)
         ys = []
-        for x_t in job.x:
+        for x_t in x:
             h, c = advance(x_t, h, c)
             ys.append(h)
         return np.stack(ys)
@@ -245,7 +247,7 @@ def keras(job: Work, mode: str, threads: int) -> Run:
     return lambda: net.predict_on_batch(x).swapaxes(0, 1)
 
 
-def jax(job: Work, mode: str, threads: int) -> Run:  # noqa: ARG001, prepare() gave it its threads
+def jax(job: Work, mode: str, threads: int) -> Run:  # noqa: ARG001, its process was confined to so many CPUs
     """JAX, compiled by `jit`: a `scan` over the steps."""
     import jax
     import jax.numpy as jnp

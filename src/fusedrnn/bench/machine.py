@@ -45,11 +45,14 @@ class Limits:
     latency: float  # seconds from a multiply-add to the next one of its chain
 
 
+NOT_PROBED = "the limits are probed by fusedrnn._core, which is not built here"
+
+
 def core() -> Any:
     """The compiled module; the limits are those of its instruction sets."""
     module = backends.compiled()
     if module is None:
-        raise ModuleNotFoundError("the limits are probed by fusedrnn._core, which is not built here")
+        raise ModuleNotFoundError(NOT_PROBED)
     return module
 
 
@@ -253,6 +256,8 @@ def main() -> None:
     for name, value in describe().items():
         entries = ", ".join(f"{k} {text.size(v)}" for k, v in value.items()) if isinstance(value, dict) else value
         print(f"{name:9} {', '.join(entries) if isinstance(entries, list) else entries}")
+    if not is_probed():
+        raise SystemExit(NOT_PROBED)
     for title, rows in tables():
         print(f"\n{title}\n\n{text.table(rows)}", flush=True)
     if (os.getloadavg()[0] if hasattr(os, "getloadavg") else 0) > 0.5:

@@ -379,19 +379,9 @@ class Stream:
             raise _refusal(status)
         if status == sequence.DIVIDED_FOR_OTHERS:
             self._divide()
-        x = checks.readable("x_t", x_t, str(self._dtype))
-        if x.dtype.newbyteorder("=") != self._dtype:
-            raise TypeError(f"x_t: expected {self._dtype}, got {x.dtype}")
-        if x.shape != (self._B, self._inputs):
-            raise ValueError(f"x_t: expected shape {(self._B, self._inputs)}, got {x.shape}")
+        x = checks.x_t(x_t, (self._B, self._inputs), self._dtype)
         if out is not None:
-            checks.out(out, self._dtype)
-            if out.dtype.newbyteorder("=") != self._dtype:
-                raise TypeError(f"out: expected {self._dtype}, got {out.dtype}")
-            if out.shape != (self._B, self._H):
-                raise ValueError(f"out: expected shape {(self._B, self._H)}, got {out.shape}")
-            if not out.flags.writeable:
-                raise ValueError("out: expected a writable array, got a read-only one")
+            checks.out(out, (self._B, self._H), self._dtype)
         plain = np.empty(x.shape, self._dtype)  # of this very dtype object, where a copy may keep one that is equal
         plain[...] = x
         y: Array = self.step(plain)

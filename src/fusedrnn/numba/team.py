@@ -1,6 +1,7 @@
 """The thread team: persistent POSIX threads that work off one call together. The twin of kernels/team.c, which says
 what each state and each wait is for; used where the compiled extension, whose team both backends share, was not built.
-It has no open runs, and its workers stay where the scheduler wakes them.
+It has no open runs, its workers stay where the scheduler wakes them, and after a crowd all of them are left alone
+for a while, not each by what it lost in calls short or long.
 
 Refuses to queue: a second Python thread that finds the team busy runs its call alone, with the same bits. None of
 Numba's threading layers is involved: one of them aborts the process when two threads call at once.

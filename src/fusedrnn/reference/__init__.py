@@ -9,11 +9,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fusedrnn.backends import Gradients, Weights
 from fusedrnn.reference.activations import Array
 from fusedrnn.reference.gru import GRU, GRU_RESET_BEFORE
 from fusedrnn.reference.lstm import LSTM
 from fusedrnn.reference.rnn import RNN_RELU, RNN_TANH
-from fusedrnn.reference.sequence import Gradients, Parameters, Run, run_backward, run_forward
+from fusedrnn.reference.sequence import Run, run_backward, run_forward
 from fusedrnn.reference.stream import Stepper
 
 __all__ = ["CELLS", "Packed", "Tape", "backward", "forward", "pack", "stream"]
@@ -32,7 +33,7 @@ class Packed:
     """One direction's parameters, copied and read-only."""
 
     cell: str
-    parameters: Parameters
+    parameters: Weights
 
     @property
     def input_size(self) -> int:
@@ -50,7 +51,7 @@ class Packed:
         return self.parameters[0].dtype
 
 
-Direction: TypeAlias = tuple[Parameters | Packed, Array | None, Array | None, bool]
+Direction: TypeAlias = tuple[Weights | Packed, Array | None, Array | None, bool]
 """Parameters, h0 (B, H), c0 (B, H), reverse. None is zeros."""
 
 

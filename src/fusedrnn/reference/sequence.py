@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from fusedrnn.backends import Gradients, Weights
 from fusedrnn.reference.activations import Array
 
 Kept: TypeAlias = tuple[Array, ...]
@@ -20,10 +21,6 @@ StepResult: TypeAlias = tuple[tuple[Array, ...], Kept]
 """The new state, h or (h, c), and what is kept."""
 StepGradient: TypeAlias = tuple[Array, Array, tuple[Array | int, ...]]
 """da (B, GH), ds (B, GH), and the gradient of the previous state apart from what s gives it (0 for none)."""
-Parameters: TypeAlias = tuple[Array, Array, Array | None, Array | None]
-"""w_ih (GH, I), w_hh (GH, H), b_ih (GH,), b_hh (GH,): W, U, b, v in the equations."""
-Gradients: TypeAlias = tuple[Array, Array, Array | None, Array | None, Array, Array | None]
-"""Gradients of w_ih, w_hh, b_ih, b_hh, h0, c0."""
 
 
 class Reset(NamedTuple):
@@ -60,7 +57,7 @@ class Run:
     """The tape of one direction. Parameters are held by reference."""
 
     cell: Cell
-    parameters: Parameters
+    parameters: Weights
     steps: list[Step]  # in the order they were run
     h_prev: Array  # (T, B, H): the state each step started from
     q: Array | None  # (T, B, H): operand of the last gate's product, where the cell has a reset
@@ -69,7 +66,7 @@ class Run:
 NOTHING: Kept = ()
 
 
-def biases(parameters: Parameters) -> tuple[Array, Array]:
+def biases(parameters: Weights) -> tuple[Array, Array]:
     """Both biases, zeros for the absent ones."""
     w_ih, _, b, v = parameters
     zeros = np.zeros(len(w_ih), w_ih.dtype)
@@ -108,7 +105,7 @@ def step_backward(cell: Cell, step: Step, dstate: Array, u: Array) -> tuple[Arra
 
 
 def run_forward(
-    cell: Cell, x: Array, valid: Array, parameters: Parameters, state: Array, reverse: bool, training: bool
+    cell: Cell, x: Array, valid: Array, parameters: Weights, state: Array, reverse: bool, training: bool
 ) -> tuple[Array, Run | None]:
     """Run over the whole sequence; `state` goes from the initial to the final one in place.
 

@@ -6,19 +6,19 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 
 from fusedrnn import checks
+from fusedrnn.backends import Weights
 from fusedrnn.reference.activations import Array
-from fusedrnn.reference.sequence import Cell, Parameters, biases, step_forward
+from fusedrnn.reference.sequence import Cell, biases, step_forward
 
 
 class Stepper:
     """Stacked layers (cell, parameters), the lowest first, at a fixed batch size."""
 
-    def __init__(self, layers: tuple[tuple[Cell, Parameters], ...], batch_size: int) -> None:
+    def __init__(self, layers: tuple[tuple[Cell, Weights], ...], batch_size: int) -> None:
         self._layers = layers
         cell, (w_ih, w_hh, _, _) = layers[0]
         self._input_shape = (batch_size, w_ih.shape[1])
@@ -67,13 +67,9 @@ class Stepper:
     @np.errstate(all="ignore")  # as the compiled kernels: NaN in, NaN out, no warning
     def step(self, x_t: Array, out: Array | None = None) -> Array:
         """One time step of x_t (B, I): the last layer's new h (B, H), written to `out` if given."""
-        x_t = checks.readable("x_t", x_t, str(self._state.dtype))
-        _check("x_t", x_t, self._input_shape, self._state.dtype)
+        x_t = checks.x_t(x_t, self._input_shape, self._state.dtype)
         if out is not None:
-            checks.out(out, self._state.dtype)
-            _check("out", out, self._state.shape[2:], self._state.dtype)
-            if not out.flags.writeable:
-                raise ValueError("out: expected a writable array, got a read-only one")
+            checks.out(out, self._state.shape[2:], self._state.dtype)
         with self._alone():
             if self._halfway:
                 raise checks.stream_halfway()
@@ -94,10 +90,3 @@ class Stepper:
             state[...] = new
             h = new[0]
         return h
-
-
-def _check(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if array.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"{name}: expected {dtype}, got {array.dtype}")
-    if array.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
