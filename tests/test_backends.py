@@ -237,3 +237,33 @@ def test_importing_loads_no_backend():
 def test_no_numba_where_there_are_no_posix_threads():
     code = "import os, fusedrnn as fr; os.name = 'nt'; print(fr.backends.missing('numba'))"
     assert python(code).stdout == "backend 'numba' is not installed: fusedrnn.numba needs POSIX threads\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_choice_in_a_child_of_a_thread_that_had_made_one():
+    """The child's main thread is what was another thread before; its choice holds, for all, and ends with its block."""
+    found = python("""
+import os, threading, fusedrnn as fr
+
+def names():
+    seen = [fr.backends.get().name]
+    thread = threading.Thread(target=lambda: seen.append(fr.backends.get().name))
+    thread.start()
+    thread.join()
+    return seen
+
+def work():
+    with fr.use_backend("reference"):
+        if (pid := os.fork()) == 0:
+            with fr.use_backend(other):
+                print(names() == [other, other], flush=True)
+            print(names()[0] == "reference", flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+other = fr.backends.available()[0]
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+""")
+    assert found.stdout.split() == ["True", "True"], found

@@ -363,6 +363,39 @@ def test_a_state_is_read_whole(backend):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signals")
+def test_an_interrupt_at_any_time_leaves_a_stream_usable(backend):
+    """A handler that raises wherever it happens to run: what comes after it finds nobody at work in the stream."""
+    stream = fr.GRU(3, 4, rng=0, backend=backend).freeze().stream()
+    rng, hits = np.random.default_rng(0), 0
+
+    def handler(*_):
+        raise InterruptedError
+
+    def operate():
+        stream.reset()
+        stream.state = stream.state
+
+    operate()
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        for _ in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-6, 6e-5))
+                for _ in range(20):
+                    operate()
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except InterruptedError:
+                hits += 1
+            with contextlib.suppress(InterruptedError):  # one that was late
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            stream.reset()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 100
+
+
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_a_fork_while_another_thread_is_in_a_step(cell, backend):

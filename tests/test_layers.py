@@ -485,13 +485,16 @@ def test_options_are_fixed(cell):
     """They would come too late: parameters and the order of axes are decided."""
     layer = make(cell, 2)
     for name in ("cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional", "dtype"):
-        with pytest.raises(AttributeError, match=f"{name}: fixed when a {cell} is made"):
+        with pytest.raises(AttributeError, match=f"{name}: fixed when this {cell} was made"):
             setattr(layer, name, getattr(layer, name))
     for kind, name in ((fr.RNN, "nonlinearity"), (fr.RNNCell, "nonlinearity"), (fr.GRU, "reset_after")):
-        with pytest.raises(AttributeError, match=f"{name}: fixed when a {kind.__name__} is made"):
+        with pytest.raises(AttributeError, match=f"{name}: fixed when this {kind.__name__} was made"):
             setattr(kind(I, H), name, None)
-        with pytest.raises(AttributeError, match=f"{name}: fixed when a {kind.__name__} is made"):
+        with pytest.raises(AttributeError, match=f"{name}: fixed when this {kind.__name__} was made"):
             delattr(kind(I, H), name)
+    for name in layer.parameters:
+        with pytest.raises(AttributeError, match=rf"{name}: a parameter, not an attribute; .* parameters\['{name}'\]"):
+            setattr(layer, name, None)
     layer.note = layer.backend = None  # others are free
     del layer.note
 

@@ -267,17 +267,18 @@ class use_backend:
 
     def __init__(self, name: str) -> None:
         self._backend = get(checks.choice("name", name, NAMES))
-        self._before: list[tuple[bool, Backend | None]] = []  # of each choice not yet undone
+        self._before: list[tuple[bool, Backend | None, Backend | None]] = []  # of each choice not yet undone
         self._choose()
         self._entered = False
 
     def _choose(self) -> None:
         global _process
         if threading.current_thread() is threading.main_thread():
-            self._before.append((True, _process))
+            self._before.append((True, _process, _thread.backend))
             _process = self._backend
+            _thread.backend = None  # set where this thread was not the main one, in the process that it was forked from
         else:
-            self._before.append((False, _thread.backend))
+            self._before.append((False, None, _thread.backend))
             _thread.backend = self._backend
 
     def __enter__(self) -> None:
@@ -291,8 +292,7 @@ class use_backend:
     ) -> None:
         """Go back to the backend in use before."""
         global _process
-        main, before = self._before.pop()
+        main, process, thread = self._before.pop()
         if main:
-            _process = before
-        else:
-            _thread.backend = before
+            _process = process
+        _thread.backend = thread

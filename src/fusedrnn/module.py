@@ -75,15 +75,18 @@ class Module:
         self.reset_parameters()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, but none of those that decide what a module is: too late, they would do nothing."""
+        """Set an attribute, but none of those that decide what a module is, too late, nor a parameter: they would do
+        nothing."""
         if name in FIXED and name in self.__dict__:
-            raise AttributeError(f"{name}: fixed when a {type(self).__name__} is made; make another")
+            raise AttributeError(f"{name}: fixed when this {type(self).__name__} was made; make another")
+        if name in self.__dict__.get("_shapes", ()):
+            raise AttributeError(f"{name}: a parameter, not an attribute; it is parameters[{name!r}]")
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute, but none of those."""
         if name in FIXED:
-            raise AttributeError(f"{name}: fixed when a {type(self).__name__} is made")
+            raise AttributeError(f"{name}: fixed when this {type(self).__name__} was made")
         super().__delattr__(name)
 
     @property
@@ -117,7 +120,8 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, npt.ArrayLike]) -> None:
         """Copy parameters in: all of them, or in case of an error none.
 
-        Values may be these parameters themselves, under other names.
+        Values may be these parameters themselves, under other names. The arrays stay the same ones, but where the
+        caller has put something in a parameter's place that cannot be written to.
 
         Parameters
         ----------
