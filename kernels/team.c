@@ -247,7 +247,8 @@ void team_run(int size, team_fn fn, void *arg) {
         for (int r = 1; r < size; r++)
             for (unsigned polls = 0; state_of(team.crew[r]) == GO; polls++) spin(polls);
         const double end = cpu_seconds(), lost = waited + (end - done), worked = end - began - lost;
-        const int alone_by_now = lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call would have been done by now */
+        const int alone_by_now =
+            lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call would have been done by now */
         for (int r = 1; r < size; r++)
             if (alone_by_now) crowded(team.crew[r], end, lost);
             else team.crew[r]->crowd[team.lengthy].penalty = 0;
