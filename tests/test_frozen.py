@@ -362,7 +362,6 @@ def test_a_state_is_read_whole(backend):
     assert found <= legal
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signals")
 def test_an_interrupt_at_any_time_leaves_a_stream_usable(backend):
     """A handler that raises wherever it happens to run: what comes after it finds nobody at work in the stream."""
@@ -396,6 +395,7 @@ def test_an_interrupt_at_any_time_leaves_a_stream_usable(backend):
     assert hits > 100
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # that it has threads
 @pytest.mark.parametrize("cell", ["GRU", "LSTM"])
 def test_a_fork_while_another_thread_is_in_a_step(cell, backend):

@@ -481,6 +481,21 @@ def test_dropout_may_be_changed():
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_parameters_may_be_views_of_one_vector(cell):
+    """Whoever changes the vector changes the layer, in the next call already."""
+    layer, other = make(cell, 2), make(cell, 2)
+    flat, at = np.zeros(sum(p.size for p in layer.parameters.values())), 0
+    for name, p in layer.parameters.items():
+        layer.parameters[name] = flat[at : at + p.size].reshape(p.shape)
+        at += p.size
+    x = np.random.default_rng(0).standard_normal((3, 2, I))
+    assert not layer(x)[0].any()
+    flat[:] = np.concatenate([p.ravel() for p in other.parameters.values()])
+    assert np.array_equal(layer(x)[0], other(x)[0])
+    assert other(x)[0].any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_options_are_fixed(cell):
     """They would come too late: parameters and the order of axes are decided."""
     layer = make(cell, 2)

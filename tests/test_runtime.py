@@ -196,6 +196,18 @@ for worker in workers:
     )
 
 
+@pytest.mark.parametrize("threads", [-1, 0, 257])
+def test_probes_refuse_what_no_team_can_be(core, threads):
+    """Before they allocate anything by it."""
+    for probe in (
+        lambda: core.peak("float32", threads),
+        lambda: core.bandwidth(4096, threads),
+        lambda: core.barrier_cost(threads),
+    ):
+        with pytest.raises(ValueError, match=f"threads: expected 1 to 256, got {threads}"):
+            probe()
+
+
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 def test_no_worker_is_lost():
     assert python(BURSTS, FUSEDRNN_BACKEND="cython") == "done"

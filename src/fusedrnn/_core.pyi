@@ -1,4 +1,4 @@
-"""The compiled backend. Callers check what `forward`, `backward` and `pack` are given; the rest checks for itself."""
+"""The compiled backend. Nothing that the backend protocol hands over is checked here, but for `Stream.step`."""
 
 from typing import Any, final
 

@@ -295,4 +295,5 @@ class use_backend:
         main, process, thread = self._before.pop()
         if main:
             _process = process
-        _thread.backend = thread
+        if thread or not main:
+            _thread.backend = thread

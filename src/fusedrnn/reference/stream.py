@@ -64,7 +64,7 @@ class Stepper:
                 raise checks.stream_busy()
             yield
         finally:
-            if "by" in busy and busy["by"] is mine:
+            if busy == {"by": mine}:
                 del busy["by"]
 
     @np.errstate(all="ignore")  # as the compiled kernels: NaN in, NaN out, no warning
