@@ -141,7 +141,7 @@ class Timer:
 
     def note_times(self, job: Work, mode: str, watch: Watch, seconds: list[float]) -> None:
         """How fast it is."""
-        middle, flops = statistics.median(seconds), job.flops(training=mode == "training")
+        middle, flops = statistics.median(seconds), job.flops(mode)
         self.benchmark.extra_info.update(
             seconds=middle, flops=flops, GFLOPS=flops / middle / 1e9, **watch.fractions(seconds)
         )

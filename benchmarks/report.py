@@ -230,7 +230,7 @@ def axes(width: float, height: float, columns: int = 1, **options: Any) -> tuple
 
 def intensity(job: Work) -> float:
     """Operations for each byte of W_hh that a forward step reads."""
-    return job.flops() / (job.T * job.directions * GATES[job.cell] * job.H**2 * job.itemsize)
+    return job.flops("stream") / (job.T * job.directions * GATES[job.cell] * job.H**2 * job.itemsize)
 
 
 def draw_roofline(results: list[Row], at: Limits) -> Any:

@@ -64,7 +64,7 @@ THREADED: Shape = (64, 25, 512, 512)
 def shortened(cell: str, shape: Shape, flops: float = DEEP) -> Work:
     """The work, with as many of its steps as so many operations allow, FEWEST at least."""
     B, T, I, H = shape
-    step = Work(cell, B, 1, I, H).flops()
+    step = Work(cell, B, 1, I, H).flops("stream")
     return Work(cell, B, min(T, max(FEWEST, int(flops / step))), I, H)
 
 

@@ -33,7 +33,7 @@ small = [(name, job, mode) for name, job in shapes.SMALL.items() for mode in ("i
 def test_grid(timer: Timer, case, backend):
     timer.benchmark.group = "grid"
     job, mode = case
-    if backend == "reference" and job.flops(training=mode == "training") > REFERENCE_FLOPS:
+    if backend == "reference" and job.flops(mode) > REFERENCE_FLOPS:
         pytest.skip("the reference takes too long")
     timer(job, mode, backend)
 

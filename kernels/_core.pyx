@@ -134,6 +134,7 @@ cdef int open_forward(Frame frame, int i, Packed packed, tuple given, np.ndarray
     d.layer = packed.layer
     cdef Py_ssize_t size = l.tiles.itemsize, states = plan.B * l.stride * size
     d.reverse = reverse
+    d.fresh = h0 is None
     d.packed = packed.sources is None
     d.training = training
     d.together = plan.B

@@ -16,7 +16,7 @@ cdef void run_rank(void *arg, int rank) noexcept nogil:
         elif not d.packed:
             packing = True
             pack_share(&k, &d.layer.x, d.layer.tiles)
-            for s in range(d.layer.cell.stages):
+            for s in range(d.layer.cell.stages if d.steps > 1 or not d.fresh else 0):
                 pack_share(&k, &d.layer.h[s], d.layer.tiles)
     if packing and meet(&k):
         return

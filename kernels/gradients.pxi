@@ -32,19 +32,26 @@ cdef void open_block(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
         open_right(k, d, which, row0, end)
 
 
+cdef inline Py_ssize_t none_before(Direction *d, int which, Py_ssize_t row0, Py_ssize_t end) noexcept nogil:
+    """The first rows of a block of dW_hh that have no right operand: those of a first step without h0."""
+    return max(<Py_ssize_t>0, min(d.offset[1], end) - row0) if which and d.fresh and end else 0
+
+
 cdef void open_right(Worker *k, Direction *d, int which, Py_ssize_t row0, Py_ssize_t row_end) noexcept nogil:
     """A right operand: where its rows are, and if they are not read there, this rank's vectors packed."""
     cdef Layer *l = &d.layer
     cdef Right *right = &d.right[which]
     cdef Matrix *m = &right.m
     cdef const void **rows = k.right[which]
-    cdef Py_ssize_t size = l.tiles.itemsize, s = step_of(d, row0), j = row0 - d.offset[s], n = 0, i, count, apart
+    cdef Py_ssize_t size = l.tiles.itemsize, skip = none_before(d, which, row0, row_end)
+    cdef Py_ssize_t s = step_of(d, row0 + skip), j = row0 + skip - d.offset[s], n = 0, i, count, apart
     cdef bint dense = d.offset[d.steps] == d.T * d.B
     cdef const char *row
     cdef pack_t p
+    row0 += skip
     if which == 2:
         for n in range(row_end - row0):
-            rows[n] = <const char *>k.left[n] + l.cell.source[1] * l.stride * size
+            rows[n] = <const char *>k.left[skip + n] + l.cell.source[1] * l.stride * size
         n = row_end - row0
     while n < row_end - row0:                                   # step by step
         count = min(d.offset[s + 1] - d.offset[s] - j, row_end - row0 - n)
@@ -176,7 +183,7 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
             u1 = min(u0 + LEFT_ROWS * (sixes * (strip + 1) // strips), u1)
             u0 += LEFT_ROWS * (sixes * strip // strips)
             if u0 < u1:
-                strip_gradients(k, d, g, u0, u1, end - row0, row0 > 0)
+                strip_gradients(k, d, g, u0, u1, row0, end)
         row0 = end
         if row0 < rows:
             if meet(k):
@@ -187,11 +194,11 @@ cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
 
 
 cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, Py_ssize_t u1,
-                          Py_ssize_t depth, bint accumulate) noexcept nogil:
+                          Py_ssize_t row0, Py_ssize_t end) noexcept nogil:
     """Units [u0, u1) of gate g in dW and in the bias gradients: the sums go on by the rows of a block."""
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
-    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, i
+    cdef Py_ssize_t size = l.tiles.itemsize, H = l.H, depth = end - row0, skip, i
     cdef Py_ssize_t sixes_apart = LEFT_ROWS * depth + l.tiles.lanes     # 6 * 512 alone would be a multiple of 4 KB
     cdef int which, operand, segment, packed_segment = -1
     cdef Right *right
@@ -215,20 +222,21 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
             p.ld = k.right_ld[operand]
         elif right.in_place:
             p.row = k.right[operand]
-        p.depth = depth
+        skip = none_before(d, operand, row0, end)
+        p.depth = depth - skip
         p.a = <const void **>k.a
         p.a_step = LEFT_ROWS
         p.out = k.out
         p.rows = u1 - u0
         p.columns = right.m.columns
-        p.accumulate = accumulate
+        p.accumulate = row0 > 0
         p.whole = True
         p.prefetch = not right.in_place
         for i in range(u1 - u0):
-            k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + i % LEFT_ROWS) * size
+            k.a[i] = k.buffer + (i // LEFT_ROWS * sixes_apart + skip * LEFT_ROWS + i % LEFT_ROWS) * size
             k.out[i] = grad + (g * H + u0 + i) * p.columns * size
         l.tiles.product(&p)
-        account(k, <double>p.rows * depth * p.columns)
+        account(k, <double>p.rows * p.depth * p.columns)
         if k.run.interrupted:
             return
 

@@ -70,6 +70,7 @@ cdef struct Right:
 cdef struct Direction:
     Layer layer
     bint reverse, packed, training
+    bint fresh                  # h0 is none: the first step has no product with W_hh, nor a part in dW_hh
     Py_ssize_t T, B, steps      # the longest sequence has `steps`
     Py_ssize_t chunk            # rows of x projected at once
     Py_ssize_t *order

@@ -69,7 +69,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
             p.fetch_left = turn == 0 and width > 1 and rows >= FEW_ROWS and f != NULL   # others wrote it a barrier ago
             if p.prefetch and turn + 1 < blocks:
                 p.next = data + (a - span if backwards else b) * unit_bytes
-            if m.late:
+            if m.late and p.rows:
                 p.w = m.data + (k.rank - a // panel) * panel * unit_bytes   # always the same place, which stays in L2
                 pack_vectors(m, l.tiles, <char *>p.w, p.first, p.last, NULL)
             if x != NULL:
@@ -284,7 +284,8 @@ cdef inline void name_gradients(Worker *k, Py_ssize_t s, Py_ssize_t n, int t) no
 cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     """All steps of a group, forwards or backwards; True when interrupted.
 
-    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
+    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage. Where
+                      there is no h0, the first step's operands are zeros, and its products are left out.
     Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
     After the last:   dh0 += gate gradients of step 0 W_hh^T.
     A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
@@ -322,7 +323,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     for turn in range(g.steps):
         s = g.steps - 1 - turn if back else turn
         n = group_rows(g, d.active[s])
-        m = n
+        m = 0 if d.fresh and s == 0 else n
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
             m = group_rows(g, d.active[s + 1]) if turn else 0
@@ -341,7 +342,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         at += n
         for t in range(cell.stages):
             q.rows = n
-            p[t].rows = m if t == 0 else n
+            p[t].rows = n if back and t else m
             if back:
                 name_gradients(k, s + 1 if t == 0 else s, p[t].rows, t)
                 stage(k, &d.dh[t], NULL, &p[t], &q, tiles.backward[l.kind][t], shared, turn & 1)

@@ -53,26 +53,40 @@ SIZES = (
     (3, 128, 64, 20, "any", "both"),
 )
 
+# Where the first step is a large part of all: the only one; all of a block of dW, packed or in place; most of one.
+FIRST = (
+    (1, 5, 6, 70, "none", "both"),
+    (2, 600, 5, 16, "none", "forward"),
+    (2, 520, 7, 21, "none", "both"),
+    (3, 300, 6, 33, "any", "reverse"),
+)
 
-def cases(cell, dtype):
-    for T, B, I, H, lengths, directions in SIZES:
+
+def cases(cell, dtype, sizes=SIZES):
+    for T, B, I, H, lengths, directions in sizes:
         yield Case(cell, dtype, T, B, I, H, lengths=lengths, directions=directions)
 
 
-def each_cell(test):
+def of_sizes(sizes):
     """The test for every cell, dtype and instruction set, once with each of the sizes."""
 
-    @functools.wraps(test)
-    def loop(cell, dtype, compiled):
-        for case in cases(cell, dtype):
-            try:
-                test(compiled.module, problem(case))
-            except Exception as error:
-                error.add_note(f"in {case}")
-                raise
+    def each(test):
+        @functools.wraps(test)
+        def loop(cell, dtype, compiled):
+            for case in cases(cell, dtype, sizes):
+                try:
+                    test(compiled.module, problem(case))
+                except Exception as error:
+                    error.add_note(f"in {case}")
+                    raise
 
-    del loop.__wrapped__  # pytest is to see the arguments of the loop
-    return pytest.mark.parametrize("cell", CELLS)(pytest.mark.parametrize("dtype", DTYPES)(loop))
+        del loop.__wrapped__  # pytest is to see the arguments of the loop
+        return pytest.mark.parametrize("cell", CELLS)(pytest.mark.parametrize("dtype", DTYPES)(loop))
+
+    return each
+
+
+each_cell = of_sizes(SIZES)
 
 
 def of_rows(results, index):
@@ -297,7 +311,7 @@ def test_one_call_and_many(core, p):
 # Ways of saying the same ---------------------------------------------------------------------------------------------
 
 
-@each_cell
+@of_sizes(SIZES + FIRST)
 def test_none_is_zeros(core, p):
     """For states, biases and gradients; a gradient comes back for the bias that was given."""
     B, H = p.x.shape[1], p.directions[0][0][1].shape[1]

@@ -187,7 +187,7 @@ class Result:
         return {
             **dataclasses.asdict(self.job),
             "mode": self.mode,
-            "flops": self.job.flops(training=self.mode == "training"),
+            "flops": self.job.flops(self.mode),
             "limit": self.limit,
             "seconds": {name: self.median(name) for name in self.seconds},
             "fraction": {name: self.fraction(name) for name in self.seconds},

@@ -53,25 +53,26 @@ def divided(work: Work, mode: str, limits: Limits, ranks: int) -> Bound:
     """The bound where `ranks` threads share the weights of a layer, meeting after each stage of a step."""
     training = mode == "training"
     passes = 2 if training else 1
+    fresh = 0 if mode == "stream" else 1  # no initial state: the first step forward does without W_hh
     T, H, D, G, item = work.T, work.H, work.directions, GATES[work.cell], work.itemsize
     layers = len(work.inputs)
 
     weights = 0.0
     for inputs in work.inputs:
         seconds, level = reading(D * G * H * (H + (inputs if T == 1 else 0)) * item / ranks, limits)
-        weights += T * passes * seconds
+        weights += (T * passes - fresh) * seconds
     data = sum(inputs + D * H for inputs in work.inputs)
     if training:
         data += sum(2 * inputs + 2 * D * H + 2 * TAPE[work.cell] * D * H for inputs in work.inputs)
     moving, behind = reading(work.valid * data * item / limits.threads, limits)
-    links = STAGES[work.cell] * H + (G * H if training else 0)
+    links = (T - fresh) * STAGES[work.cell] * H + (T * G * H if training else 0)
     # A rank reads the line of every other one.
     meeting = limits.barrier * (ranks - 1) / (limits.threads - 1) if ranks > D else 0.0
     waiting = T * layers * passes * STAGES[work.cell] * meeting
     seconds, limit = max(
-        (work.flops(training=training) / limits.flops, "arithmetic"),
+        (work.flops(mode) / limits.flops, "arithmetic"),
         (weights, f"weights in {level}"),
         (moving, f"data in {behind}"),
-        (T * layers * links * limits.latency, "chain"),
+        (layers * links * limits.latency, "chain"),
     )
     return Bound(seconds + waiting, "barrier" if waiting > seconds else limit)

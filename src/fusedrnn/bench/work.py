@@ -64,11 +64,18 @@ class Work:
         """`<cell>_<pass>_<dtype>`, as the kernels are called."""
         return f"{self.cell}_{PASSES[mode]}_{self.dtype[0]}{8 * self.itemsize}"
 
-    def flops(self, *, training: bool = False) -> int:
-        """Of the products alone, a multiply-add being two; a training step has those of dx, dh and dW besides."""
-        rows = sum(inputs + self.H for inputs in self.inputs)
-        forward = 2 * self.valid * self.directions * GATES[self.cell] * self.H * rows
-        return 3 * forward if training else forward
+    def flops(self, mode: str = "inference") -> int:
+        """Of the products alone, a multiply-add being two; a training step has those of dx, dh and dW besides.
+
+        What is multiplied by no initial state does not count, in the first step and in dW; a stream has one.
+        """
+        columns, valid = sum(self.inputs), self.valid
+        recurrent = valid if mode == "stream" else valid - self.begun
+        of_x, of_h = valid * columns, recurrent * self.H * len(self.inputs)
+        rows = of_x + of_h
+        if mode == "training":
+            rows += of_x + valid * self.H * len(self.inputs) + of_x + of_h
+        return 2 * self.directions * GATES[self.cell] * self.H * rows
 
     @property
     def directions(self) -> int:
@@ -84,6 +91,11 @@ class Work:
     def valid(self) -> int:
         """Steps of all sequences that are no padding."""
         return self.B * self.T if self.lengths is None else sum(self.lengths)
+
+    @property
+    def begun(self) -> int:
+        """Sequences with a first step."""
+        return min(self.T, 1) * self.B if self.lengths is None else sum(n > 0 for n in self.lengths)
 
     @property
     def itemsize(self) -> int:

@@ -84,7 +84,8 @@ LAYER = record(
     *("size", "lanes", "inputs", "H", "stride", "x", "h0", "h1", "bias", "w_ih", "w_hh", "b_ih", "b_hh"),
 )
 DIRECTION = record(
-    *("layer", "reverse", "packed", "training", "B", "steps", "order", "length", "active", "offset"),
+    # fresh: h0 is none, the first step has no product with W_hh, nor a part in dW_hh
+    *("layer", "reverse", "fresh", "packed", "training", "B", "steps", "order", "length", "active", "offset"),
     *("x", "x_t", "x_b", "x_i", "y", "y_t", "y_b", "h0", "c0", "gates", "c"),
     *("dh0", "dh1", "dx", "dy", "dy_t", "dy_b", "d_h", "d_c", "d_q", "grad_x", "gx_t", "gx_b"),
     *("grad_w_ih", "grad_w_hh", "grad_b_ih", "grad_b_hh"),
@@ -710,7 +711,8 @@ def barrier(k):
 def time_loop(k, g, seat):
     """All steps of a group, forwards or backwards; true when interrupted.
 
-    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage.
+    Forward step s:   gates = projection + operand W_hh, then the pointwise part makes h (and c), stage by stage. Where
+                      there is no h0, the first step's operands are zeros, and its products are left out.
     Backward step s:  dh += gate gradients of step s+1 W_hh^T, then the pointwise part makes those of step s.
     A block of units is one rank's from the product to the end of its pointwise part, so one barrier a stage is enough,
     and none between a chunk's projection and its steps as long as a rank keeps to its own units.
@@ -754,7 +756,7 @@ def time_loop(k, g, seat):
     for turn in range(group.steps):
         s = group.steps - 1 - turn if back else turn
         n = group_rows(g, get(q.active, s))
-        m_rows = n
+        m_rows = 0 if s == 0 and q.fresh else n
         shared = run.width > 1 and 1.0 * n * l.H * lanes * PANEL > SHARED_WORK
         if back:
             m_rows = group_rows(g, get(q.active, s + 1)) if turn else 0
@@ -792,7 +794,7 @@ def time_loop(k, g, seat):
 
         for t in range(stages):
             p = products + t * PRODUCT_BYTES
-            rows = m_rows if t == 0 else n
+            rows = n if back and t else m_rows
             at(p, PRODUCT).rows = rows
             point.rows = n
             point.stage = t
@@ -840,6 +842,15 @@ def step_of(d, row):
         else:
             high = middle
     return low
+
+
+@inner
+def none_before(d, operand, row0, end):
+    """The first rows of a block of dW_hh that have no right operand: those of a first step without h0."""
+    q = at(d, DIRECTION)
+    if operand == -2 or end == 0 or not q.fresh:
+        return 0
+    return max(0, min(get(q.offset, 1), end) - row0)
 
 
 @inner
@@ -894,6 +905,7 @@ def pack_right(k, d, operand, m, row0, row_end):
     p = at(address, PACK)
     p.gated = 0
     p.out = a.data
+    row0 += none_before(d, operand, row0, row_end)
     p.depth = row_end - row0
     p.width = a.width
     p.vectors = a.vectors
@@ -1006,16 +1018,20 @@ def weight_gradients(k, d):
                 product.accumulate = 1 if row0 > 0 else 0
                 product.whole = 1
                 product.prefetch = 0 if m.in_place else 1
+                skip = none_before(d, -2 if operand == 0 else -1, row0, row0 + depth)
+                begin_row, end_row = row0 + skip, row0 + depth
                 for i in range(u1 - u0):
-                    put(w.a, i, w.buffer + (i // LEFT * sixes_apart + i % LEFT) * size)
+                    put(w.a, i, w.buffer + (i // LEFT * sixes_apart + skip * LEFT + i % LEFT) * size)
                     put(w.out, i, grad + (g * H + u0 + i) * columns * size)
-                if m.in_place:
-                    middle = max(row0, min(m.split, row0 + depth))
-                    go_on(p, layer, m.row0 + row0 * m.ld0 * size, m.ld0, middle - row0)
-                    go_on(p, layer, m.row1 + (middle - m.split) * m.ld1 * size, m.ld1, row0 + depth - middle)
+                if begin_row == end_row and row0 == 0:
+                    clear(grad + (g * H + u0) * columns * size, (u1 - u0) * columns * size)
+                elif m.in_place:
+                    middle = max(begin_row, min(m.split, end_row))
+                    go_on(p, layer, m.row0 + begin_row * m.ld0 * size, m.ld0, middle - begin_row)
+                    go_on(p, layer, m.row1 + (middle - m.split) * m.ld1 * size, m.ld1, end_row - middle)
                 else:
-                    go_on(p, layer, m.data, 0, depth)
-                account(k, 1.0 * product.rows * depth * columns)
+                    go_on(p, layer, m.data, 0, end_row - begin_row)
+                account(k, 1.0 * product.rows * (end_row - begin_row) * columns)
                 if interrupted(k):
                     break
             strip = next_turn(k, 0, strip)
@@ -1084,7 +1100,7 @@ def work(run, rank):
             packing = True
             l = at(q.layer, LAYER)
             pack_share(k, l.x, q.layer)
-            for s in range(get(l.cell, STAGES)):
+            for s in range(get(l.cell, STAGES) if q.steps > 1 or not q.fresh else 0):
                 pack_share(k, l.h1 if s else l.h0, q.layer)
     if packing and meet(k):
         return
@@ -1518,6 +1534,7 @@ def begin(frame, kernels, threads, training, reverse, directions, objects):
         q.h0 = memory
         memory += q.B * row_bytes(d)
         state_in(d, q.given_h, q.h0)
+        q.fresh = 0 if q.given_h else 1
         if states == 2:
             q.c0 = memory
             memory += q.B * row_bytes(d)
