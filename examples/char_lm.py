@@ -135,7 +135,7 @@ class CharLM:
         loss, dlogits = softmax_cross_entropy(logits, targets)
 
         head = self.head.backward(head_tape, dlogits)
-        rnn = self.rnn.backward(rnn_tape, head.x)
+        rnn = self.rnn.backward(rnn_tape, head.x, dx=bool(self.embedding.parameters))
         embedding = self.embedding.backward(embedding_tape, rnn.x)
         return loss, join(embedding=embedding.parameters, rnn=rnn.parameters, head=head.parameters), state
 

@@ -251,8 +251,10 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     return y, h_n, c_n, tape
 
 
-cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.ndarray grad_y, dh_n, dc_n, Plan plan):
-    """One direction of a backward run: its gradients, as the protocol has them, and room for its matrices."""
+cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.ndarray grad_y, dh_n, dc_n, np.ndarray dx,
+                         Plan plan):
+    """One direction of a backward run: its gradients, as the protocol has them, and room for its matrices. Where dx is
+    None, the matrix that it is made of has no vectors."""
     cdef Direction *d = &frame.run.direction[i]
     cdef Layer *l = &d.layer
     cdef Py_ssize_t B = plan.B, H = l.H, I = l.inputs, size = l.tiles.itemsize, states = B * l.stride * size
@@ -262,7 +264,9 @@ cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.nd
     cdef Memory memory
     cdef char *at
     cdef int s
-    d.dx = backward_matrix(&l.cell.x, w_ih, H, l.tiles.lanes, 1, plan.rows)
+    if dx is not None:
+        d.dx = backward_matrix(&l.cell.x, w_ih, H, l.tiles.lanes, 1, plan.rows)
+        d.grad_x = <char *>np.PyArray_DATA(dx)
     of_dx = matrix_bytes(&d.dx, l.tiles)
     for s in range(l.cell.stages):
         d.dh[s] = backward_matrix(&l.cell.dh[s], w_hh, H, l.tiles.lanes, plan.steps, B)
@@ -312,7 +316,7 @@ cdef tuple open_backward(Frame frame, int i, Packed packed, tuple weights, np.nd
     )
 
 
-def backward(Tape tape, dy, dh_n, dc_n):
+def backward(Tape tape, dy, dh_n, dc_n, bint of_x=True):
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
@@ -324,14 +328,12 @@ def backward(Tape tape, dy, dh_n, dc_n):
     cdef np.ndarray grad_y = None if dy is None else contiguous(dy)
     cdef np.ndarray a
     cdef list gradients = []
-    frame.run.backward = True
-    for i in range(D):
-        gradients.append(open_backward(frame, i, tape.layers[i], tape.weights[i], grad_y, dh_n, dc_n, plan))
     cdef Layer *l = &frame.run.direction[0].layer
     cdef Py_ssize_t row = l.cell.gates * l.H * l.tiles.itemsize
-    cdef np.ndarray dx = new_array(l.tiles.itemsize, False, plan.T, plan.B, l.inputs)
+    cdef np.ndarray dx = new_array(l.tiles.itemsize, False, plan.T, plan.B, l.inputs) if of_x else None
+    frame.run.backward = True
     for i in range(D):
-        frame.run.direction[i].grad_x = <char *>np.PyArray_DATA(dx)
+        gradients.append(open_backward(frame, i, tape.layers[i], tape.weights[i], grad_y, dh_n, dc_n, dx, plan))
     divide(&frame.run, THREADS)
     execute(frame)
     for i in range(D):

@@ -242,7 +242,7 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, so many rows a turn; or all of them, few as they are, and some columns."""
+    """dx = gate gradients W_ih, if asked for: so many rows a turn; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
@@ -251,6 +251,8 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     cdef Py_ssize_t turn = -1, block, row, end, s, n, b
     cdef int whose = k.rank
     cdef product_t p
+    if d.grad_x == NULL:
+        return
     if d.dx.plain:
         blocks = min(rows, 1)
         parts = run.size

@@ -95,7 +95,7 @@ cdef struct Direction:
     char *d_h                   # [B][stride] running gradients, in plan order; dh_n in, dh0 out
     char *d_c
     char *d_q
-    char *grad_x                # (T, B, I) contiguous
+    char *grad_x                # (T, B, I) contiguous; NULL: not asked for
     Py_ssize_t gx_t, gx_b
     char *grad_w_ih
     char *grad_w_hh

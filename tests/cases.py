@@ -236,9 +236,9 @@ def run(backend: Any, p: Problem) -> Results:
     return results | backward(backend, p, tape)
 
 
-def backward(backend: Any, p: Problem, tape: Any) -> Results:
+def backward(backend: Any, p: Problem, tape: Any, of_x: bool = True) -> Results:
     """Gradients by name."""
-    dx, gradients = backend.backward(tape, p.dy, p.dh_n, p.dc_n)
+    dx, gradients = backend.backward(tape, p.dy, p.dh_n, p.dc_n, of_x)
     results = {"x": dx}
     for d, gradient in enumerate(gradients):
         results |= {f"{d}.{name}": g for name, g in zip((*PARAMETERS, "h0", "c0"), gradient, strict=True)}

@@ -341,6 +341,14 @@ def test_none_is_zeros(core, p):
 
 
 @each_cell
+def test_with_and_without_dx(core, p):
+    want = backward(core, p, forward(core, p, training=True)[1])
+    got = backward(core, p, forward(core, p, training=True)[1], of_x=False)
+    assert got["x"] is None
+    assert_same(got, want | {"x": None})
+
+
+@each_cell
 def test_tapes_of_many_calls_at_once(core, p):
     """Backward passes in another order than the forward ones."""
     q = p.map(lambda a: (a * a.dtype.type(0.5)).astype(a.dtype))

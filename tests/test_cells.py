@@ -147,6 +147,21 @@ def test_a_tape_serves_one_backward_of_its_own_cell(backend):
         own.backward(tape)
 
 
+@pytest.mark.parametrize("batch", [(B,), ()], ids=["batch", "unbatched"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_dx_only_where_it_is_wanted(cell, batch, backend):
+    own, (x, state, gradient) = make(cell, backend=backend), arguments(cell, batch)
+    of_all, rest = (own.backward(own.forward(x, state)[1], gradient, dx=dx) for dx in (True, False))
+    assert of_all.x.shape == x.shape
+    assert rest.x is None
+    for found, want in zip(parts(rest.state), parts(of_all.state), strict=True):
+        np.testing.assert_array_equal(found, want)
+    for name, want in of_all.parameters.items():
+        np.testing.assert_array_equal(rest.parameters[name], want)
+    with pytest.raises(TypeError, match=r"^dx: expected True or False, got 0"):
+        own.backward(own.forward(x, state)[1], gradient, dx=0)
+
+
 def test_a_tape_stays_on_its_backend():
     own, x = make("LSTM"), np.ones((B, I))
     for name, other in itertools.permutations(fr.backends.available(), 2):

@@ -41,8 +41,8 @@ def forward(cell, x, arrays, **options):
     return getattr(fr, f"{cell}_forward")(x, **arrays, **options)
 
 
-def backward(cell, tape, *gradients):
-    return getattr(fr, f"{cell}_backward")(tape, *gradients)
+def backward(cell, tape, *gradients, **options):
+    return getattr(fr, f"{cell}_backward")(tape, *gradients, **options)
 
 
 def upstream(cell, seed=1):
@@ -202,6 +202,26 @@ def test_backward_is_linear_and_none_is_no_gradient(cell, backend):
         np.testing.assert_allclose(getattr(whole, name), total, err_msg=name, **CLOSE)
     for value in run():
         assert value is None or not value.any()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_dx_only_where_it_is_wanted(cell, backend):
+    x, arrays = problem(cell)
+    of_all, rest = (
+        backward(cell, forward(cell, x, arrays, training=True, backend=backend)[-1], *upstream(cell), dx=dx)
+        for dx in (np.True_, False)
+    )
+    assert rest.x is None
+    assert of_all.x.shape == x.shape
+    assert_equal(rest[1:], of_all[1:])
+
+
+def test_a_gradient_in_place_of_a_flag(backend):
+    x, arrays = problem("gru")
+    tape = forward("gru", x, arrays, training=True, backend=backend)[-1]
+    with pytest.raises(TypeError, match=r"^dx: expected True or False, got array"):
+        backward("gru", tape, dx=np.ones(3))
+    backward("gru", tape)  # which the mistake has not spent
 
 
 @pytest.mark.parametrize("reverse", [False, True])

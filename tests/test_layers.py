@@ -235,6 +235,26 @@ def test_backward_takes_any_of_its_gradients(cell, backend):
         np.testing.assert_allclose(halves[0].x + halves[1].x, of_state.x, **CLOSE)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "dropout": 0.5}, {"bidirectional": True}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_dx_only_where_it_is_wanted(cell, options, backend):
+    x = np.random.default_rng(2).standard_normal((T, B, I))
+    of_all, rest = (
+        layer.backward(layer.forward(x, lengths=LENGTHS)[2], np.ones((T, B, D * H)), dx=dx)
+        for dx in (True, False)
+        for layer in [make(cell, backend=backend, **options)]
+        for D in [1 + layer.bidirectional]
+    )
+    assert of_all.x.shape == x.shape
+    assert rest.x is None
+    assert_same(rest.state, of_all.state)
+    for name, want in of_all.parameters.items():
+        np.testing.assert_array_equal(rest.parameters[name], want)
+    layer = make(cell, backend=backend)
+    with pytest.raises(TypeError, match=r"^dx: expected True or False, got None"):
+        layer.backward(layer.forward(x)[2], dx=None)
+
+
 @pytest.mark.parametrize(("steps", "batch"), [(0, 2), (3, 0), (0, 0)])
 @pytest.mark.parametrize("cell", CELLS)
 def test_nothing_to_do(cell, steps, batch, backend):

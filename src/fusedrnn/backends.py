@@ -106,9 +106,9 @@ class Backend:
         x (T, B, I); one or two directions, the second one reverse; lengths int64 (B,), contiguous, or None.
         Returns y (T, B, D*H), contiguous and 0 past a sequence's length, h_n (D, B, H), c_n (D, B, H) or None unless
         LSTM, and the tape, None unless training: any object, which may keep x, y and the weights by reference.
-    ``backward(tape, dy, dh_n, dc_n)``
+    ``backward(tape, dy, dh_n, dc_n, of_x)``
         Gradients of the results, shaped as these; None is zeros. Called once a tape, which it may overwrite.
-        Returns dx (T, B, I), summed over the directions, and the gradients of each direction.
+        Returns dx (T, B, I), summed over the directions, or None unless of_x, and the gradients of each direction.
     ``stream(layers, batch_size)``
         A stepper over packed layers, the lowest first; its `step` checks its own arguments.
     """
@@ -120,7 +120,9 @@ class Backend:
     forward: Callable[
         [str, Array, tuple[Direction, ...], npt.NDArray[np.int64] | None, bool], tuple[Array, Array, Array | None, Any]
     ]
-    backward: Callable[[Any, Array | None, Array | None, Array | None], tuple[Array, tuple[Gradients, ...]]]
+    backward: Callable[
+        [Any, Array | None, Array | None, Array | None, bool], tuple[Array | None, tuple[Gradients, ...]]
+    ]
     stream: Callable[[tuple[Packed, ...], int], Stepper]
 
 

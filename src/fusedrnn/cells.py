@@ -83,7 +83,7 @@ class _Cell(Module, Generic[State]):
         """
         return cast(tuple[State, Tape], self._run(x, state, training=True))
 
-    def backward(self, tape: Tape, dstate: Any = None) -> LayerGradients[State]:
+    def backward(self, tape: Tape, dstate: Any = None, *, dx: bool = True) -> LayerGradients[State]:
         """Backpropagate through one step.
 
         Parameters
@@ -92,6 +92,8 @@ class _Cell(Module, Generic[State]):
             From `forward` of this very cell. It is spent: a second backward raises.
         dstate : array_like or pair of array_like, optional
             Gradient with respect to the state after, in its form: dh, or for an LSTM (dh, dc). None is zeros.
+        dx : bool, default True
+            Whether the gradient of x is wanted: data need none.
 
         Returns
         -------
@@ -108,10 +110,14 @@ class _Cell(Module, Generic[State]):
         tape = checks.tape(tape, Tape, self)
         checks.tape_maker(tape.maker, self)
         dh, dc = self._split("dstate", ("dh", "dc"), dstate, tape.shape)
+        if dx is not True:
+            dx = checks.flag("dx", dx)
         runner, inner = tape.take()
-        dx, ((*weights, dh0, dc0),) = runner.backward(inner, None, dh, dc)
+        of_x, ((*weights, dh0, dc0),) = runner.backward(inner, None, dh, dc, dx)
         parameters = dict(zip(self._shapes, weights[: len(self._shapes)], strict=True))
-        return LayerGradients(dx[0, 0] if len(tape.shape) == 1 else dx[0], self._join(dh0, dc0, tape.shape), parameters)
+        if of_x is not None:
+            of_x = of_x[0, 0] if len(tape.shape) == 1 else of_x[0]
+        return LayerGradients(of_x, self._join(dh0, dc0, tape.shape), parameters)
 
     def _run(self, x: npt.ArrayLike, state: Any, training: bool) -> tuple[State, Tape | None]:
         runner = self._runner()

@@ -33,7 +33,7 @@ class Gradients(NamedTuple):
     Attributes
     ----------
     x : ndarray, shape (T, B, I)
-        Zero past a sequence's length.
+        Zero past a sequence's length; None if told ``dx=False``.
     w_ih : ndarray, shape (G*H, I)
         Of the input weights.
     w_hh : ndarray, shape (G*H, H)
@@ -48,7 +48,7 @@ class Gradients(NamedTuple):
         The same, for an LSTM; None for the others.
     """
 
-    x: Array
+    x: Array | Any  # None on request alone: who asks for it need not check
     w_ih: Array
     w_hh: Array
     b_ih: Array | None
@@ -100,7 +100,7 @@ def _forward(
     return y, h_n, c_n, Tape(function, y.shape, dtype, (runner, inner)) if training else None
 
 
-def _backward(function: str, tape: Tape | None, dy: Any, dh_n: Any, dc_n: Any) -> Gradients:
+def _backward(function: str, tape: Tape | None, dy: Any, dh_n: Any, dc_n: Any, dx: bool) -> Gradients:
     """Check every argument, then spend the tape."""
     tape = checks.tape(tape, Tape, function)
     checks.tape_maker(tape.maker, function)
@@ -111,9 +111,11 @@ def _backward(function: str, tape: Tape | None, dy: Any, dh_n: Any, dc_n: Any) -
         dh_n = checks.array("dh_n", dh_n, shape[1:], dtype)[None]
     if dc_n is not None:
         dc_n = checks.array("dc_n", dc_n, shape[1:], dtype)[None]
+    if dx is not True:
+        dx = checks.flag("dx", dx)
     runner, inner = tape.take()
-    dx, (of_direction,) = runner.backward(inner, dy, dh_n, dc_n)
-    return Gradients(dx, *of_direction)
+    of_x, (of_direction,) = runner.backward(inner, dy, dh_n, dc_n, dx)
+    return Gradients(of_x, *of_direction)
 
 
 def rnn_forward(
@@ -206,6 +208,8 @@ def rnn_backward(
     tape: Tape | None,
     dy: npt.ArrayLike | None = None,
     dh_n: npt.ArrayLike | None = None,
+    *,
+    dx: bool = True,
 ) -> Gradients:
     """Backpropagate through time: the gradients of all that `rnn_forward` was given.
 
@@ -217,6 +221,9 @@ def rnn_backward(
         Gradient of the loss with respect to y. Past a sequence's length it is ignored. None is zeros.
     dh_n : array_like, shape (B, H), optional
         Gradient with respect to the final state. None is zeros.
+    dx : bool, default True
+        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
+        a third where I is much larger.
 
     Returns
     -------
@@ -241,7 +248,7 @@ def rnn_backward(
     >>> fr.rnn_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return _backward("rnn_forward", tape, dy, dh_n, None)
+    return _backward("rnn_forward", tape, dy, dh_n, None, dx)
 
 
 def gru_forward(
@@ -339,6 +346,8 @@ def gru_backward(
     tape: Tape | None,
     dy: npt.ArrayLike | None = None,
     dh_n: npt.ArrayLike | None = None,
+    *,
+    dx: bool = True,
 ) -> Gradients:
     """Backpropagate through time: the gradients of all that `gru_forward` was given.
 
@@ -350,6 +359,9 @@ def gru_backward(
         Gradient of the loss with respect to y. Past a sequence's length it is ignored. None is zeros.
     dh_n : array_like, shape (B, H), optional
         Gradient with respect to the final state. None is zeros.
+    dx : bool, default True
+        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
+        a third where I is much larger.
 
     Returns
     -------
@@ -374,7 +386,7 @@ def gru_backward(
     >>> fr.gru_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return _backward("gru_forward", tape, dy, dh_n, None)
+    return _backward("gru_forward", tape, dy, dh_n, None, dx)
 
 
 def lstm_forward(
@@ -469,6 +481,8 @@ def lstm_backward(
     dy: npt.ArrayLike | None = None,
     dh_n: npt.ArrayLike | None = None,
     dc_n: npt.ArrayLike | None = None,
+    *,
+    dx: bool = True,
 ) -> Gradients:
     """Backpropagate through time: the gradients of all that `lstm_forward` was given.
 
@@ -480,6 +494,9 @@ def lstm_backward(
         Gradient of the loss with respect to y. Past a sequence's length it is ignored. None is zeros.
     dh_n, dc_n : array_like, shape (B, H), optional
         Gradients with respect to the final states. None is zeros.
+    dx : bool, default True
+        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
+        a third where I is much larger.
 
     Returns
     -------
@@ -504,4 +521,4 @@ def lstm_backward(
     >>> fr.lstm_backward(tape, dh_n=np.ones((1, 2))).x.shape
     (3, 1, 1)
     """
-    return _backward("lstm_forward", tape, dy, dh_n, dc_n)
+    return _backward("lstm_forward", tape, dy, dh_n, dc_n, dx)

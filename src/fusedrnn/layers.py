@@ -31,14 +31,14 @@ class LayerGradients(NamedTuple, Generic[State]):
     Attributes
     ----------
     x : ndarray
-        In the form of the call's x.
+        In the form of the call's x; None if told ``dx=False``.
     state : ndarray or pair of ndarray
         In the form of the call's state; given where that was None too, as zeros are a state.
     parameters : dict of str to ndarray
         With the keys of `state_dict`.
     """
 
-    x: Array
+    x: Array | Any  # None on request alone: who asks for it need not check
     state: State
     parameters: dict[str, Array]
 
@@ -157,7 +157,9 @@ class _Layer(Module, Generic[State]):
         y = stack.outward(y, unbatched)
         return y, stack.join(h, c, unbatched), Tape(self, y.shape, self.dtype, (runner, kept))
 
-    def backward(self, tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None) -> LayerGradients[State]:
+    def backward(
+        self, tape: Tape, dy: npt.ArrayLike | None = None, dstate: Any = None, *, dx: bool = True
+    ) -> LayerGradients[State]:
         """Backpropagate through time and through the layers.
 
         Parameters
@@ -168,6 +170,9 @@ class _Layer(Module, Generic[State]):
             Gradient of the loss with respect to y, of its shape. Past a sequence's length it is ignored. None is zeros.
         dstate : array_like or pair of array_like, optional
             Gradient with respect to the final state, in its form: dh_n, or for an LSTM (dh_n, dc_n). None is zeros.
+        dx : bool, default True
+            Whether the gradient of x is wanted. Data need none, and in a training step of the lowest layer it is a sixth of
+            the arithmetic where I = H, a third where I is much larger.
 
         Returns
         -------
@@ -189,12 +194,14 @@ class _Layer(Module, Generic[State]):
         if dy is not None:
             dy = stack.inward(checks.array("dy", dy, tape.shape, tape.dtype), unbatched)
         dh, dc = stack.split("dstate", ("dh_n", "dc_n"), dstate, batch, unbatched)
+        if dx is not True:
+            dx = checks.flag("dx", dx)
         runner, kept = tape.take()
         found = []
         for layer in reversed(range(stack.num_layers)):
             mask, share, inner = kept.pop()  # the tape's memory goes back layer by layer
-            dx, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc))
-            dy = _dropped(dx, mask, share)
+            dy, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc), dx or layer > 0)
+            dy = _dropped(dy, mask, share)
             found.append(directions)
         found.reverse()
         count = 4 if self.bias else 2
@@ -205,7 +212,8 @@ class _Layer(Module, Generic[State]):
         parameters = dict(zip(self._shapes, values, strict=True))
         h = [stack.both([direction[4] for direction in directions]) for directions in found]
         c = [stack.both([direction[5] for direction in directions]) for directions in found] if stack.two_states else []
-        return LayerGradients(stack.outward(dx, unbatched), stack.join(h, c, unbatched), parameters)
+        of_x = None if dy is None else stack.outward(dy, unbatched)
+        return LayerGradients(of_x, stack.join(h, c, unbatched), parameters)
 
     def freeze(self) -> Frozen[State]:
         """Pack a copy of the weights for inference.

@@ -266,8 +266,8 @@ number_of_threads = _number_of_threads()
 
 
 def backward(
-    tape: Tape, dy: Array | None, dh_n: Array | None, dc_n: Array | None
-) -> tuple[Array, tuple[Gradients, ...]]:
+    tape: Tape, dy: Array | None, dh_n: Array | None, dc_n: Array | None, of_x: bool = True
+) -> tuple[Array | None, tuple[Gradients, ...]]:
     """Gradients of everything that went into a training forward pass; see the backend protocol."""
     if tape.frame is None:
         raise RuntimeError("tape: expected one backward pass, got a second")
@@ -276,7 +276,7 @@ def backward(
     T, B, I = x.shape
     H, dtype = tape.y.shape[2] // D, x.dtype
     dy, dh_n, dc_n = (None if a is None else _contiguous(a) for a in (dy, dh_n, dc_n))
-    dx = np.empty((T, B, I), dtype)
+    dx = np.empty((T, B, I), dtype) if of_x else None
     make = np.empty if rows else np.zeros
     gradients: list[Any] = []
     objects: list[Any] = [dy, dh_n, dc_n, dx]

@@ -1162,13 +1162,15 @@ def work_backward(run, rank):
         q = at(direction_of(run, i), DIRECTION)
         for s in range(get(at(q.layer, LAYER).cell, STAGES)):
             pack_share(k, q.dh1 if s else q.dh0, q.layer)
-        pack_share(k, q.dx, q.layer)
+        if q.grad_x:
+            pack_share(k, q.dx, q.layer)
     if meet(k) or work_loops(k) or meet(k):
         return
     for i in range(r.directions):
         d = direction_of(run, i)
         weight_gradients(k, d)
-        input_gradient(k, d, 1 if i else 0)
+        if at(d, DIRECTION).grad_x:
+            input_gradient(k, d, 1 if i else 0)
         if meet(k):
             return
 
@@ -1569,9 +1571,11 @@ def begin_backward(frame, kernels, threads, objects):
         state = q.B * l.H * size
         m = frame + AT_MATRIX + (6 * i + 3) * MATRIX_BYTES
         q.dh0, q.dh1, q.dx = m, m + MATRIX_BYTES, m + 2 * MATRIX_BYTES
-        backward_matrix(q.dx, cell + 8 * SHARE_X, l.H, l.inputs, l.lanes)
-        a = at(q.dx, MATRIX)
-        a.w, a.ld = data_of(get(own, 0)), l.inputs
+        dx = item(objects, 3, r.none)
+        if dx:  # else a matrix without vectors
+            backward_matrix(q.dx, cell + 8 * SHARE_X, l.H, l.inputs, l.lanes)
+            a = at(q.dx, MATRIX)
+            a.w, a.ld = data_of(get(own, 0)), l.inputs
         need += matrix_bytes(q.dx) + (get(cell, STATES) + get(cell, STAGES) - 1) * q.B * row_bytes(d)
         for s in range(get(cell, STAGES)):
             h = q.dh1 if s else q.dh0
@@ -1583,7 +1587,7 @@ def begin_backward(frame, kernels, threads, objects):
         q.dy_t, q.dy_b = q.B * r.directions * l.H * size, r.directions * l.H * size
         q.given_h = data_of(dh_n) + i * state if dh_n else 0
         q.given_c = data_of(dc_n) + i * state if dc_n else 0
-        q.grad_x, q.gx_t, q.gx_b = data_of(get(objects, ITEMS + 3)), q.B * l.inputs * size, l.inputs * size
+        q.grad_x, q.gx_t, q.gx_b = data_of(dx) if dx else 0, q.B * l.inputs * size, l.inputs * size
         q.grad_w_ih, q.grad_w_hh = data_of(get(own, 2)), data_of(get(own, 3))
         q.grad_b_ih, q.grad_b_hh = data_of(get(own, 4)), data_of(get(own, 5))
         q.out_h = data_of(get(own, 6))

@@ -96,9 +96,9 @@ def forward(
 
 @np.errstate(all="ignore")
 def backward(
-    tape: Tape, dy: Array | None, dh_n: Array | None, dc_n: Array | None
-) -> tuple[Array, tuple[Gradients, ...]]:
-    """Gradients of one layer: dx (T, B, I), and per direction those of w_ih, w_hh, b_ih, b_hh, h0, c0.
+    tape: Tape, dy: Array | None, dh_n: Array | None, dc_n: Array | None, of_x: bool = True
+) -> tuple[Array | None, tuple[Gradients, ...]]:
+    """Gradients of one layer: dx (T, B, I) or None, and per direction those of w_ih, w_hh, b_ih, b_hh, h0, c0.
 
     dy (T, B, D*H), dh_n (D, B, H), dc_n (D, B, H); None is zeros.
     """
@@ -112,7 +112,7 @@ def backward(
         dx_d, of_direction = run_backward(run, tape.x, tape.valid, dy_d, dstate)
         dx += dx_d
         gradients.append(of_direction)
-    return dx, tuple(gradients)
+    return dx if of_x else None, tuple(gradients)
 
 
 def stream(layers: tuple[Packed, ...], batch_size: int) -> Stepper:
