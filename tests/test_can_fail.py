@@ -34,13 +34,13 @@ class Mutant:
             y = self.outputs(y, lengths)
         return y, h_n, c_n, (tape, lengths)
 
-    def backward(self, tape, dy, dh_n, dc_n):
+    def backward(self, tape, dy, dh_n, dc_n, of_x):
         tape, lengths = tape
         if self.between:
             self.between(tape)
         if self.gradient_in:
             dy = self.gradient_in(dy, lengths)
-        dx, gradients = reference.backward(tape, dy, dh_n, dc_n)
+        dx, gradients = reference.backward(tape, dy, dh_n, dc_n, of_x)
         return self.gradients(dx, gradients, lengths) if self.gradients else (dx, gradients)
 
 

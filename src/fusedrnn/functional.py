@@ -222,8 +222,8 @@ def rnn_backward(
     dh_n : array_like, shape (B, H), optional
         Gradient with respect to the final state. None is zeros.
     dx : bool, default True
-        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
-        a third where I is much larger.
+        Whether the gradient of x is wanted. Data need none; in a training step it is a sixth of the arithmetic where
+        I = H, a third where I is much larger.
 
     Returns
     -------
@@ -360,8 +360,8 @@ def gru_backward(
     dh_n : array_like, shape (B, H), optional
         Gradient with respect to the final state. None is zeros.
     dx : bool, default True
-        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
-        a third where I is much larger.
+        Whether the gradient of x is wanted. Data need none; in a training step it is a sixth of the arithmetic where
+        I = H, a third where I is much larger.
 
     Returns
     -------
@@ -495,8 +495,8 @@ def lstm_backward(
     dh_n, dc_n : array_like, shape (B, H), optional
         Gradients with respect to the final states. None is zeros.
     dx : bool, default True
-        Whether the gradient of x is wanted. Data need none, and it is a sixth of a training step's arithmetic where I = H,
-        a third where I is much larger.
+        Whether the gradient of x is wanted. Data need none; in a training step it is a sixth of the arithmetic where
+        I = H, a third where I is much larger.
 
     Returns
     -------

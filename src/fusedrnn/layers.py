@@ -171,8 +171,8 @@ class _Layer(Module, Generic[State]):
         dstate : array_like or pair of array_like, optional
             Gradient with respect to the final state, in its form: dh_n, or for an LSTM (dh_n, dc_n). None is zeros.
         dx : bool, default True
-            Whether the gradient of x is wanted. Data need none, and in a training step of the lowest layer it is a sixth of
-            the arithmetic where I = H, a third where I is much larger.
+            Whether the gradient of x is wanted. Data need none; in a training step of the lowest layer it is a sixth
+            of the arithmetic where I = H, a third where I is much larger.
 
         Returns
         -------
