@@ -200,8 +200,8 @@ class _Layer(Module, Generic[State]):
         found = []
         for layer in reversed(range(stack.num_layers)):
             mask, share, inner = kept.pop()  # the tape's memory goes back layer by layer
-            dy, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc), dx or layer > 0)
-            dy = _dropped(dy, mask, share)
+            of_x, directions = runner.backward(inner, dy, stack.rows(layer, dh), stack.rows(layer, dc), dx or layer > 0)
+            dy = None if of_x is None else _dropped(of_x, mask, share)
             found.append(directions)
         found.reverse()
         count = 4 if self.bias else 2
@@ -212,7 +212,7 @@ class _Layer(Module, Generic[State]):
         parameters = dict(zip(self._shapes, values, strict=True))
         h = [stack.both([direction[4] for direction in directions]) for directions in found]
         c = [stack.both([direction[5] for direction in directions]) for directions in found] if stack.two_states else []
-        of_x = None if dy is None else stack.outward(dy, unbatched)
+        of_x = None if of_x is None else stack.outward(of_x, unbatched)
         return LayerGradients(of_x, stack.join(h, c, unbatched), parameters)
 
     def freeze(self) -> Frozen[State]:
