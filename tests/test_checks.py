@@ -411,6 +411,15 @@ def test_state_dict():
     cells = {name.removesuffix("_l0"): value for name, value in good.items()}
     sentence = expected + f"; missing: {KEYS}; unexpected: {KEYS.replace('_l0', '')}"
     fails(ValueError, sentence, load, cells)
+    model = {f"rnn.gru.{name}": value for name, value in good.items()} | {"head.weight": zeros(1)}
+    fails(ValueError, expected + ", got them with 'rnn.gru.' in front", load, model)
+    many = [f"{name}{end}" for l in range(3) for end in (f"_l{l}", f"_l{l}_reverse") for name in ("weight_ih", "weight_hh")]
+    some = ", ".join(many) + " and 4 more"
+    deep = fr.RNN(I, H, 4, bias=False, bidirectional=True)
+    fails(ValueError, f"state_dict: expected the keys {some}; missing: {some}", deep.load_state_dict, {})
+    large = good | {"bias_hh_l0": np.full(15, 1e300)}
+    fails(ValueError, "bias_hh_l0: expected values that float32 can hold, got 1e+300", load, large)
+    load(good | {"bias_hh_l0": np.full(15, np.inf)})
     sentence = "weight_hh_l0: expected shape (15, 5), got (5, 15)"
     fails(ValueError, sentence, load, good | {"weight_hh_l0": zeros(5, 15)})
     sentence = "bias_ih_l0: expected a floating dtype, got "

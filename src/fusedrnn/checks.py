@@ -162,7 +162,11 @@ def loaded(name: str, value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) 
     found = _floating(name, value, FLOATING, "a floating dtype")
     if found.shape != shape:
         raise ValueError(f"{name}: expected shape {_shape(shape)}, got {_shape(found.shape)}")
-    return found.astype(dtype)
+    with np.errstate(over="ignore"):
+        cast = found.astype(dtype)
+    if (lost := np.isinf(cast) & np.isfinite(found)).any():
+        raise ValueError(f"{name}: expected values that {dtype} can hold, got {found[lost][0]}")
+    return cast
 
 
 def compiled(name: str, value: npt.ArrayLike) -> Array:
@@ -301,10 +305,23 @@ def keys(name: str, given: Any, expected: Collection[str]) -> Mapping[str, Any]:
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     if missing or unexpected:
-        lacks = f"; missing: {', '.join(missing)}" if missing else ""
-        besides = f"; unexpected: {', '.join(map(str, unexpected))}" if unexpected else ""
-        raise ValueError(f"{name}: expected the keys {', '.join(expected)}{lacks}{besides}")
+        lacks = f"; missing: {_some(missing)}" if missing else ""
+        besides = f"; unexpected: {_some(unexpected)}" if unexpected else ""
+        for key in map(str, unexpected if len(missing) == len(expected) else ()):  # those of a larger model
+            front = key.removesuffix(missing[0])
+            if front != key and all(front + name in given for name in missing):
+                besides = f", got them with {front!r} in front"
+                lacks = ""
+                break
+        raise ValueError(f"{name}: expected the keys {_some(expected)}{lacks}{besides}")
     return given
+
+
+def _some(keys: Collection[Any]) -> str:
+    """As many as can be read."""
+    most = 12
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join([str(key) for key in keys][:most]) + rest
 
 
 def tape(value: Any, type_: type[T], maker: object) -> T:

@@ -127,14 +127,14 @@ class Module:
         ----------
         state_dict : mapping of str to array_like
             Exactly the keys and shapes of `state_dict`, as arrays or detached PyTorch tensors of a floating dtype that
-            NumPy has; cast to the parameters', where what is beyond its range becomes infinite.
+            NumPy has; cast to the parameters'.
 
         Raises
         ------
         TypeError
             It is no mapping, or a value is no floating-point array.
         ValueError
-            A key is missing or unexpected, or a shape is wrong.
+            A key is missing or unexpected, a shape is wrong, or a number too large for the parameters' dtype.
         """
         given = checks.keys("state_dict", state_dict, self._shapes)
         found = {name: checks.loaded(name, given[name], shape, self.dtype) for name, shape in self._shapes.items()}

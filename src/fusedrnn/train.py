@@ -127,7 +127,7 @@ class _Layer:
         TypeError
             If it is no mapping, or a value is no floating-point array.
         ValueError
-            If a key is missing or unexpected, or a shape is wrong.
+            If a key is missing or unexpected, a shape is wrong, or a number too large for the parameters' dtype.
         """
         given = checks.keys("state_dict", state_dict, self._shapes)
         self._checked()
