@@ -413,7 +413,9 @@ def test_state_dict():
     fails(ValueError, sentence, load, cells)
     model = {f"rnn.gru.{name}": value for name, value in good.items()} | {"head.weight": zeros(1)}
     fails(ValueError, expected + ", got them with 'rnn.gru.' in front", load, model)
-    many = [f"{name}{end}" for l in range(3) for end in (f"_l{l}", f"_l{l}_reverse") for name in ("weight_ih", "weight_hh")]
+    many = [
+        f"{name}{end}" for k in range(3) for end in (f"_l{k}", f"_l{k}_reverse") for name in ("weight_ih", "weight_hh")
+    ]
     some = ", ".join(many) + " and 4 more"
     deep = fr.RNN(I, H, 4, bias=False, bidirectional=True)
     fails(ValueError, f"state_dict: expected the keys {some}; missing: {some}", deep.load_state_dict, {})

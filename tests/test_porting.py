@@ -53,6 +53,33 @@ def close(got, want):
     np.testing.assert_allclose(got, want, rtol=0, atol=2 * tolerance(np.float32, I + H, T) * max(1, np.abs(want).max()))
 
 
+# NumPy ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop():
+    names = names_of("A loop in NumPy")
+    x, w, u, b = (names[name].astype(np.float64) for name in "xwub")
+    close(names["y"], names["loop"](x, w, u, b))
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_a_gru_whose_z_takes_the_new_state(reset_after):
+    """Its gates are z, r, n, and it has both biases in either form."""
+    names = names_of("A loop in NumPy")
+    sigmoid, rows = names["sigmoid"], names["rows"]
+    x, arrays = normal(T, B, I), [weights(I, 3 * H), weights(H, 3 * H), weights(3 * H), weights(3 * H)]
+    w, u, b, v = (a.astype(np.float64) for a in arrays)
+    h, want = np.zeros((B, H)), []
+    for x_t in x.astype(np.float64):
+        a, s = x_t @ w + b, h @ u + v
+        z, r = (sigmoid((a + s)[:, k * H : (k + 1) * H]) for k in range(2))
+        of_h = r * s[:, 2 * H :] if reset_after else (r * h) @ u[:, 2 * H :] + v[2 * H :]
+        h = (1 - z) * h + z * np.tanh(a[:, 2 * H :] + of_h)
+        want.append(h)
+    turned = [rows(np.concatenate((-a[..., :H], a[..., H:]), axis=-1), "zrn", "rzn") for a in arrays]
+    close(fr.gru_forward(x, *turned, reset_after=reset_after)[0], np.stack(want))
+
+
 # PyTorch -------------------------------------------------------------------------------------------------------------
 
 
