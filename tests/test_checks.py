@@ -504,6 +504,8 @@ def test_streams(make, backend):
     stream = fast.stream(B)
     step = stream.step
     fails(ValueError, "x_t: expected shape (4, 3), got (3,)", step, zeros(I))
+    alone = own.freeze().stream(1).step
+    fails(ValueError, "x_t: expected shape (1, 3), got (3,), for which say x_t[None]", alone, zeros(I))
     fails(ValueError, "x_t: expected shape (4, 3), got (1, 4, 3)", step, zeros(1, B, I))
     fails(ValueError, "x_t: expected shape (4, 3), got (4, 3, 2)", step, zeros(B, I, 2))
     fails(TypeError, "x_t: expected float64, got float32", step, zeros(B, I, dtype=F4))

@@ -347,6 +347,8 @@ def tape_spent() -> RuntimeError:
 def x_t(value: npt.ArrayLike, shape: Shape, dtype: np.dtype[Any]) -> Array:
     """The input of a stream's step, of this shape and dtype in either byte order, of any strides and alignment."""
     found = readable("x_t", value, str(dtype))
+    if found.shape == shape[1:] and shape[0] == 1:
+        raise ValueError(f"x_t: expected shape {_shape(shape)}, got {_shape(found.shape)}, for which say x_t[None]")
     _exactly("x_t", found, shape, dtype)
     return found
 
