@@ -86,7 +86,7 @@ def compare(mode: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     started = race.start(["fusedrnn", *backends, *options.peers], options.threads)
     results = []
     for job in jobs(options, mode):
-        quick = [c for c in started if c.name not in SLOW or job.flops() < SLOW_FLOPS]
+        quick = [c for c in started if c.name not in SLOW or job.flops("stream") < SLOW_FLOPS]
         result = race.race(race.ready(quick, job, mode), job, mode, options.rounds, options.seconds)
         best = result.best()
         times = ", ".join(f"{contenders.TITLES[n]} {text.duration(result.median(n))}" for n in result.seconds)

@@ -33,7 +33,7 @@ cdef void open_block(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
 
 
 cdef inline Py_ssize_t none_before(Direction *d, int which, Py_ssize_t row0, Py_ssize_t end) noexcept nogil:
-    """The first rows of a block of dW_hh that have no right operand: those of a first step without h0."""
+    """How many rows of a block of dW_hh, its first ones, have no right operand: those of a first step without h0."""
     return max(<Py_ssize_t>0, min(d.offset[1], end) - row0) if which and d.fresh and end else 0
 
 
@@ -223,6 +223,8 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
         elif right.in_place:
             p.row = k.right[operand]
         skip = none_before(d, operand, row0, end)
+        if skip == depth and row0 > 0:
+            continue
         p.depth = depth - skip
         p.a = <const void **>k.a
         p.a_step = LEFT_ROWS

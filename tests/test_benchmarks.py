@@ -71,9 +71,11 @@ def test_one_sequence_is_bound_by_its_weights():
 
 
 def test_a_stream_reads_both_matrices():
-    of_one = roofline.bound(Work("rnn_tanh", 1, 1, 64, 64), "stream", SIMPLE)
-    assert of_one.seconds == pytest.approx(2 * 64 * 64 * 4 / 2 / 1e11)
-    assert of_one.limit == "weights in L1"
+    job, once = Work("rnn_tanh", 1, 1, 64, 64), 64 * 64 * 4 / 2 / 1e11  # each of them
+    for mode, times in (("stream", 2), ("inference", 1), ("training", 3)):
+        bound = roofline.bound(job, mode, SIMPLE)
+        assert bound.seconds == pytest.approx(times * once)
+        assert bound.limit == "weights in L1"
 
 
 def test_wide_input_is_bound_by_data():
@@ -101,7 +103,7 @@ def test_barriers_of_every_stage_layer_and_pass():
     job = Work("gru_reset_before", 1, 50, 4, 60, layers=2)
     bound = roofline.bound(job, "training", replaced(barrier=1.2e-7))
     share = 3 * 60 * 60 * 4 / 2  # fits L1
-    assert bound == roofline.Bound(pytest.approx(2 * (99 * share / 1e11 + 100 * 2 * 1.2e-7)), "barrier")
+    assert bound == roofline.Bound(pytest.approx(2 * (99 * share / 1e11 + 199 * 1.2e-7)), "barrier")
 
 
 def test_two_directions_need_no_barrier():

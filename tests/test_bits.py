@@ -18,6 +18,7 @@ from cases import (
     CELLS,
     DTYPES,
     FUNCTIONS,
+    GATES,
     PARAMETERS,
     Case,
     assert_close,
@@ -340,12 +341,57 @@ def test_none_is_zeros(core, p):
     assert_same(got, want)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_none_would_be_multiplied_by_is_not_read(cell, reverse, compiled):
+    """Where zeros are given, it is: NaN tells. A first step is left out of dW_hh, too."""
+    core, (T, B, I, H) = compiled.module, (3, 4, 5, 40)
+    rng, G, lstm = np.random.default_rng(0), GATES[cell], cell == "lstm"
+    weights = *(rng.uniform(-0.3, 0.3, (G * H, n)).astype("f") for n in (I, H)), None, None
+    lost = (weights[0], np.full((G * H, H), np.nan, "f"), None, None)
+    x, zeros = rng.standard_normal((T, B, I), np.float32), np.zeros((B, H), np.float32)
+    c0 = rng.standard_normal((B, H), np.float32) if lstm else None
+
+    def final(w, h0, steps, lengths=None):
+        return core.forward(cell, x[:steps], ((w, h0, c0, reverse),), lengths, training=False)[1]
+
+    ones = np.array([1, 0, 1, 1])
+    for steps, lengths in ((1, None), (3, ones)):
+        assert np.array_equal(final(lost, None, steps, lengths), final(weights, zeros, steps, lengths))
+        assert np.isnan(final(lost, zeros, steps, lengths)[0, 0]).all()
+    assert np.isnan(final(lost, None, 2)).all()
+
+    dy = rng.standard_normal((T, B, H), np.float32)
+    dy[:, 0] = np.inf  # of a sequence that has a first step alone
+    for h0, finite in ((None, True), (zeros, False)):
+        *_, tape = core.forward(cell, x, ((weights, h0, c0, reverse),), np.array([1, 3, 3, 3]), training=True)
+        _, ((of_w_ih, of_w_hh, *_),) = core.backward(tape, dy, None, None)
+        assert not np.isfinite(of_w_ih).all()
+        assert np.isfinite(of_w_hh).all() == finite
+
+
 @each_cell
 def test_with_and_without_dx(core, p):
     want = backward(core, p, forward(core, p, training=True)[1])
     got = backward(core, p, forward(core, p, training=True)[1], of_x=False)
     assert got["x"] is None
     assert_same(got, want | {"x": None})
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_dx_is_made_of_is_not_read_without_it(cell, compiled):
+    """NaN tells, which takes W_ih's place once the forward pass has read it."""
+    p = problem(Case(cell, "float32", 6, 9, 40, 48))
+    for of_x in (True, False):
+        w_ih = p.directions[0][0][0].copy()
+        ((weights, *rest),) = p.directions
+        changed = dataclasses.replace(p, directions=(((w_ih, *weights[1:]), *rest),))
+        _, tape = forward(compiled.module, changed, training=True)
+        w_ih[:] = np.nan
+        found = backward(compiled.module, changed, tape, of_x)
+        of_data = found.pop("x")
+        assert np.isnan(of_data).all() if of_x else of_data is None
+        assert_same(found, {name: a for name, a in run(compiled.module, p).items() if name in found})
 
 
 @each_cell

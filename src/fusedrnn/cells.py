@@ -110,8 +110,7 @@ class _Cell(Module, Generic[State]):
         tape = checks.tape(tape, Tape, self)
         checks.tape_maker(tape.maker, self)
         dh, dc = self._split("dstate", ("dh", "dc"), dstate, tape.shape)
-        if dx is not True:
-            dx = checks.flag("dx", dx)
+        dx = checks.flag("dx", dx)
         runner, inner = tape.take()
         of_x, ((*weights, dh0, dc0),) = runner.backward(inner, None, dh, dc, dx)
         parameters = dict(zip(self._shapes, weights[: len(self._shapes)], strict=True))

@@ -305,16 +305,19 @@ def keys(name: str, given: Any, expected: Collection[str]) -> Mapping[str, Any]:
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     if missing or unexpected:
+        front = _front(given, expected) if len(missing) == len(expected) else ""
         lacks = f"; missing: {_some(missing)}" if missing else ""
         besides = f"; unexpected: {_some(unexpected)}" if unexpected else ""
-        for key in map(str, unexpected if len(missing) == len(expected) else ()):  # those of a larger model
-            front = key.removesuffix(missing[0])
-            if front != key and all(front + name in given for name in missing):
-                besides = f", got them with {front!r} in front"
-                lacks = ""
-                break
-        raise ValueError(f"{name}: expected the keys {_some(expected)}{lacks}{besides}")
+        got = f", got them with {front} in front" if front else lacks + besides
+        raise ValueError(f"{name}: expected the keys {_some(expected)}{got}")
     return given
+
+
+def _front(given: Mapping[Any, Any], expected: Collection[str]) -> str:
+    """What stands in front of all the expected keys among those of a larger model; all such, or nothing."""
+    first = next(iter(expected), "")
+    fronts = [str(key).removesuffix(str(first)) for key in given if str(key).endswith(str(first))]
+    return " and ".join(repr(front) for front in fronts if front and all(f"{front}{key}" in given for key in expected))
 
 
 def _some(keys: Collection[Any]) -> str:

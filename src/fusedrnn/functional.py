@@ -111,8 +111,7 @@ def _backward(function: str, tape: Tape | None, dy: Any, dh_n: Any, dc_n: Any, d
         dh_n = checks.array("dh_n", dh_n, shape[1:], dtype)[None]
     if dc_n is not None:
         dc_n = checks.array("dc_n", dc_n, shape[1:], dtype)[None]
-    if dx is not True:
-        dx = checks.flag("dx", dx)
+    dx = checks.flag("dx", dx)
     runner, inner = tape.take()
     of_x, (of_direction,) = runner.backward(inner, dy, dh_n, dc_n, dx)
     return Gradients(of_x, *of_direction)

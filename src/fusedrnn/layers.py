@@ -194,8 +194,7 @@ class _Layer(Module, Generic[State]):
         if dy is not None:
             dy = stack.inward(checks.array("dy", dy, tape.shape, tape.dtype), unbatched)
         dh, dc = stack.split("dstate", ("dh_n", "dc_n"), dstate, batch, unbatched)
-        if dx is not True:
-            dx = checks.flag("dx", dx)
+        dx = checks.flag("dx", dx)
         runner, kept = tape.take()
         found = []
         for layer in reversed(range(stack.num_layers)):

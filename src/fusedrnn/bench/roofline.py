@@ -59,8 +59,11 @@ def divided(work: Work, mode: str, limits: Limits, ranks: int) -> Bound:
 
     weights = 0.0
     for inputs in work.inputs:
-        seconds, level = reading(D * G * H * (H + (inputs if T == 1 else 0)) * item / ranks, limits)
+        share = D * G * H * item / ranks
+        seconds, level = reading(share * (H + (inputs if T == 1 else 0)), limits)
         weights += (T * passes - fresh) * seconds
+        if T == 1 and fresh:
+            weights += reading(share * inputs, limits)[0]
     data = sum(inputs + D * H for inputs in work.inputs)
     if training:
         data += sum(2 * inputs + 2 * D * H + 2 * TAPE[work.cell] * D * H for inputs in work.inputs)
@@ -68,7 +71,7 @@ def divided(work: Work, mode: str, limits: Limits, ranks: int) -> Bound:
     links = (T - fresh) * STAGES[work.cell] * H + (T * G * H if training else 0)
     # A rank reads the line of every other one.
     meeting = limits.barrier * (ranks - 1) / (limits.threads - 1) if ranks > D else 0.0
-    waiting = T * layers * passes * STAGES[work.cell] * meeting
+    waiting = layers * (T * passes * STAGES[work.cell] - fresh * (STAGES[work.cell] - 1)) * meeting
     seconds, limit = max(
         (work.flops(mode) / limits.flops, "arithmetic"),
         (weights, f"weights in {level}"),

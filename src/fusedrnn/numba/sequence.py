@@ -846,11 +846,9 @@ def step_of(d, row):
 
 @inner
 def none_before(d, operand, row0, end):
-    """The first rows of a block of dW_hh that have no right operand: those of a first step without h0."""
+    """How many rows of a block of dW_hh, its first ones, have no right operand: those of a first step without h0."""
     q = at(d, DIRECTION)
-    if operand == -2 or end == 0 or not q.fresh:
-        return 0
-    return max(0, min(get(q.offset, 1), end) - row0)
+    return max(0, min(get(q.offset, 1), end) - row0) if operand != -2 and q.fresh and end else 0
 
 
 @inner

@@ -102,17 +102,15 @@ def backward(
 
     dy (T, B, D*H), dh_n (D, B, H), dc_n (D, B, H); None is zeros.
     """
-    dx = np.zeros(tape.x.shape, tape.x.dtype)
+    dx = np.zeros(tape.x.shape, tape.x.dtype) if of_x else None
     gradients = []
     for d, run in enumerate(tape.runs):
         size = run.parameters[1].shape[1]
         dstate = np.zeros((run.cell.states, tape.x.shape[1], size), tape.x.dtype)
         _fill(dstate, None if dh_n is None else dh_n[d], None if dc_n is None else dc_n[d])
         dy_d = None if dy is None else dy[:, :, d * size : (d + 1) * size]
-        dx_d, of_direction = run_backward(run, tape.x, tape.valid, dy_d, dstate)
-        dx += dx_d
-        gradients.append(of_direction)
-    return dx if of_x else None, tuple(gradients)
+        gradients.append(run_backward(run, tape.x, tape.valid, dy_d, dstate, dx))
+    return dx, tuple(gradients)
 
 
 def stream(layers: tuple[Packed, ...], batch_size: int) -> Stepper:

@@ -132,11 +132,11 @@ def run_forward(
     return y, run if training else None
 
 
-def run_backward(run: Run, x: Array, valid: Array, dy: Array | None, dstate: Array) -> tuple[Array, Gradients]:
+def run_backward(run: Run, x: Array, valid: Array, dy: Array | None, dstate: Array, dx: Array | None) -> Gradients:
     """Backward through time; `dstate` goes from the final state's gradient to the initial one's in place.
 
-    x, valid as in run_forward; dy (T, B, H), read where valid; dstate (S, B, H), inout.
-    Returns dx (T, B, I), zero where not valid, and the gradients.
+    x, valid as in run_forward; dy (T, B, H), read where valid; dstate (S, B, H), inout; dx (T, B, I), added to where
+    valid, or None. Returns the other gradients.
     """
     w, u, b, v = run.parameters
     da = np.zeros((*valid.shape, len(w)), x.dtype)
@@ -146,8 +146,8 @@ def run_backward(run: Run, x: Array, valid: Array, dy: Array | None, dstate: Arr
         if dy is not None:
             dstate[0, rows] += dy[t, rows]  # (T2)
         da[t, rows], ds[t, rows], dstate[:, rows] = step_backward(run.cell, step, dstate[:, rows], u)
-    dx = np.zeros(x.shape, x.dtype)
-    dx[valid] = da[valid] @ w  # (1')
+    if dx is not None:
+        dx[valid] += da[valid] @ w  # (1')
     dw = da[valid].T @ x[valid]  # (1')
     db = da[valid].sum(axis=0)  # (1')
     du = ds[valid].T @ run.h_prev[valid]  # (2')
@@ -156,4 +156,4 @@ def run_backward(run: Run, x: Array, valid: Array, dy: Array | None, dstate: Arr
         size = u.shape[1]
         du[-size:] = ds[valid][:, -size:].T @ run.q[valid]  # (5')
     dh0, dc0 = dstate[0], dstate[1] if run.cell.states == 2 else None
-    return dx, (dw, du, None if b is None else db, None if v is None else dv, dh0, dc0)
+    return dw, du, None if b is None else db, None if v is None else dv, dh0, dc0
