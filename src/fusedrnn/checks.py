@@ -305,19 +305,20 @@ def keys(name: str, given: Any, expected: Collection[str]) -> Mapping[str, Any]:
     missing = [key for key in expected if key not in given]
     unexpected = [key for key in given if key not in expected]
     if missing or unexpected:
-        front = _front(given, expected) if len(missing) == len(expected) else ""
+        front = _front(given, missing) if missing and len(missing) == len(expected) else ""
         lacks = f"; missing: {_some(missing)}" if missing else ""
         besides = f"; unexpected: {_some(unexpected)}" if unexpected else ""
         got = f", got them with {front} in front" if front else lacks + besides
-        raise ValueError(f"{name}: expected the keys {_some(expected)}{got}")
+        wanted = f"the keys {_some(expected)}" if expected else "no keys"
+        raise ValueError(f"{name}: expected {wanted}{got}")
     return given
 
 
-def _front(given: Mapping[Any, Any], expected: Collection[str]) -> str:
-    """What stands in front of all the expected keys among those of a larger model; all such, or nothing."""
-    first = next(iter(expected), "")
-    fronts = [str(key).removesuffix(str(first)) for key in given if str(key).endswith(str(first))]
-    return " and ".join(repr(front) for front in fronts if front and all(f"{front}{key}" in given for key in expected))
+def _front(given: Mapping[Any, Any], missing: list[str]) -> str:
+    """What stands in front of each of the keys, one or more, in a larger model; all such, or nothing."""
+    first = str(missing[0])
+    fronts = [str(key).removesuffix(first) for key in given if str(key).endswith(first)]
+    return " and ".join(repr(front) for front in fronts if all(f"{front}{key}" in given for key in missing))
 
 
 def _some(keys: Collection[Any]) -> str:
