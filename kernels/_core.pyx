@@ -60,6 +60,7 @@ cdef enum:
     CLEARED = 32            # multiply-adds that take as long as clearing an element of a fresh page
     MANY_ROWS = 24          # of a step, worth reading W_ih for in each if I is no more than these
     APART = 4096            # bytes between what ranks write at the same time: so far a CPU may fetch ahead
+    MEETINGS = 64           # barriers that are timed together
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
@@ -74,6 +75,9 @@ cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at
 cdef double COST_BARRIER = 350, COST_CALL = 2000, COST_LINE = 20
 cdef Py_ssize_t MET_ROWS = 4                # h of so few rows is a part of the barrier
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
+cdef double COST_BESIDE = 1000, COST_FAR = 2500     # a step, where threads share no cache: by rows, or units, apart
+cdef double FAR_SECONDS = 120e-9        # which is so where a barrier takes that long; ...
+cdef double LOOK_SECONDS = .1           # ... looked at so often, for the CPUs of a virtual machine come and go
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic
 
 

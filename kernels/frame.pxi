@@ -167,7 +167,15 @@ cdef void deal(Group *g, int groups) noexcept:
 
 
 cdef void divide(Run *run, int wanted):
-    """Fill size, width, groups (of all directions) and patience: the cheapest way to use up to `wanted` threads."""
+    """The cheapest way to use up to `wanted` threads, as they stand to one another at the moment."""
+    divide_for(run, wanted, False)
+    if run.size > 1 and far_apart():
+        divide_for(run, wanted, True)
+
+
+cdef void divide_for(Run *run, int wanted, bint far):
+    """Fill size, width, groups (of all directions) and patience: the cheapest way, where threads share a cache or are
+    far apart."""
     cdef Direction *d = &run.direction[0]
     cdef Layer *l = &d.layer
     cdef int directions = run.directions
@@ -184,6 +192,8 @@ cdef void divide(Run *run, int wanted):
         while groups * width * directions > 1:
             size = groups * width * directions
             cost = COST_CALL * (size + 6) / 8 + scale * d.steps * step_cost(d, groups, width)
+            if far:
+                cost += scale * d.steps * (COST_FAR if width > 1 else COST_BESIDE)
             if cost < best:
                 best = cost
                 run.patience = min(.5e-9 * (alone - best), PATIENCE)
@@ -231,7 +241,7 @@ cdef class Frame:
             if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
                 raise MemoryError("x: a step of it is more than this machine can address")
         if granted != run.size:
-            divide(run, granted)
+            divide_for(run, granted, FAR)
         per = run.groups // run.directions
         run.scratch_bytes = rounded_up(worker_bytes(run), 128)
         size = rounded_up(run.groups * sizeof(Group), 128)

@@ -115,6 +115,53 @@ def barrier_cost(int threads, double seconds=.02):
     return probe(&p, threads, seconds)
 
 
+cdef double LOOKED = -1     # when far_apart() did
+cdef bint FAR = False       # ... and what it saw
+
+
+cdef bint far_apart():
+    """Whether two threads share no cache, by the time in which they meet. Who finds the team busy takes the last
+    answer; the first run does not count, for the other thread may sleep."""
+    global LOOKED, FAR
+    cdef double began = cpu_seconds(), best = 1
+    cdef Memory memory
+    cdef Probe p
+    cdef int granted, i
+    if began - LOOKED < LOOK_SECONDS:
+        return FAR
+    LOOKED = began
+    memory = Memory(2 * sizeof(barrier_line) + 64)
+    memset(&p, 0, sizeof(p))
+    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
+    memset(p.lines, 0, 2 * sizeof(barrier_line))
+    p.threads = 2
+    p.repeats = MEETINGS
+    granted = team_acquire(2, PATIENCE / 10)
+    if granted == 2:
+        with nogil:
+            for i in range(4):
+                began = cpu_seconds()
+                team_run(2, run_probe, &p)
+                if i > 0:
+                    best = min(best, (cpu_seconds() - began) / MEETINGS)
+                p.epoch += MEETINGS
+        FAR = best > FAR_SECONDS
+    team_release(granted)
+    return FAR
+
+
+def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, bint far):
+    """The groups, and the threads of each, of a forward pass; likewise."""
+    cdef Frame frame = Frame()
+    cdef Direction *d = &frame.run.direction[0]
+    frame.run.directions = 1
+    d.layer = prepare(cell, w_ih, w_hh, None, None).layer
+    d.steps = T
+    d.B = B
+    divide_for(&frame.run, threads, far)
+    return frame.run.groups, frame.run.width
+
+
 def latency(dtype, double seconds=.02):
     """Seconds that one multiply-add waits for the one before it: the slope of a single chain's time over its length."""
     cdef Probe p

@@ -303,7 +303,7 @@ cdef class OpenLayer:
         cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, size, at, bias, i, v
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
-        divide(&self.run, threads)
+        divide_for(&self.run, threads, False)                  # once for all steps to come
         size = self.run.size
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
         t.size = size

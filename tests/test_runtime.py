@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import BURSTS, CELLS, DTYPES, Case, assert_close, assert_same, forward, problem, run
+from cases import BURSTS, CELLS, DTYPES, GATES, Case, assert_close, assert_same, forward, problem, run
 
 import fusedrnn as fr
 from fusedrnn import reference
@@ -737,6 +737,24 @@ try: core.forward("lstm", x, ways, None, False)
 except InterruptedError: print((grown() - before) / (2 * w.nbytes))
 """
     assert float(python(PACKING + code)) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("cell", "B", "H", "near", "far"),
+    [
+        ("rnn_tanh", 1, 128, (1, 2), (1, 1)),  # a step is too short to meet in
+        ("rnn_tanh", 4, 128, (2, 1), (1, 1)),
+        ("gru", 1, 100, (1, 2), (1, 1)),
+        ("rnn_tanh", 32, 64, (2, 1), (2, 1)),
+        ("lstm", 32, 256, (1, 2), (1, 2)),
+        ("lstm", 1, 8, (1, 1), (1, 1)),
+    ],
+)
+def test_threads_that_are_far_apart_share_less(core, cell, B, H, near, far):
+    """Groups, and threads of each. Bits do not depend on it (test_bits.py), so it may change from call to call."""
+    w_ih, w_hh = (np.zeros((GATES[cell] * H, n), np.float32) for n in (32, H))
+    assert core.divided(cell, w_ih, w_hh, 50, B, 2, far=False) == near
+    assert core.divided(cell, w_ih, w_hh, 50, B, 2, far=True) == far
 
 
 @pytest.mark.parametrize(
