@@ -104,14 +104,21 @@ def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
     return <double>size * threads / probe(&p, threads, seconds)
 
 
+cdef Memory meeting_place(Probe *p, int threads):
+    """A probe of so many threads that meet, and the memory in which they do."""
+    cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
+    memset(p, 0, sizeof(Probe))
+    p.threads = threads
+    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
+    memset(p.lines, 0, threads * sizeof(barrier_line))
+    return memory
+
+
 def barrier_cost(int threads, double seconds=.02):
     """Seconds until `threads` threads have met at a barrier that they came to together."""
     cdef Probe p
     check_threads(threads)
-    memset(&p, 0, sizeof(p))
-    cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
-    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
-    memset(p.lines, 0, threads * sizeof(barrier_line))
+    cdef Memory memory = meeting_place(&p, threads)             # its owner
     return probe(&p, threads, seconds)
 
 
@@ -121,44 +128,51 @@ cdef bint FAR = False       # ... and what it saw
 
 cdef bint far_apart():
     """Whether two threads share no cache, by the time in which they meet. Who finds the team busy takes the last
-    answer; the first run does not count, for the other thread may sleep."""
+    answer. The first run only wakes the other thread; one that has to wait for a CPU is far enough, and not asked on."""
     global LOOKED, FAR
-    cdef double began = cpu_seconds(), best = 1
+    cdef double began = cpu_seconds(), took = 0, best = 1
     cdef Memory memory
     cdef Probe p
     cdef int granted, i
     if began - LOOKED < LOOK_SECONDS:
         return FAR
     LOOKED = began
-    memory = Memory(2 * sizeof(barrier_line) + 64)
-    memset(&p, 0, sizeof(p))
-    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
-    memset(p.lines, 0, 2 * sizeof(barrier_line))
-    p.threads = 2
-    p.repeats = MEETINGS
+    memory = meeting_place(&p, 2)
     granted = team_acquire(2, PATIENCE / 10)
     if granted == 2:
         with nogil:
             for i in range(4):
+                p.repeats = MEETINGS if i else 1
                 began = cpu_seconds()
                 team_run(2, run_probe, &p)
+                took = (cpu_seconds() - began) / p.repeats
+                p.epoch += p.repeats
                 if i > 0:
-                    best = min(best, (cpu_seconds() - began) / MEETINGS)
-                p.epoch += MEETINGS
+                    best = min(best, took)
+                    if took > 8 * FAR_SECONDS:
+                        break
         FAR = best > FAR_SECONDS
     team_release(granted)
     return FAR
 
 
-def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, bint far):
-    """The groups, and the threads of each, of a forward pass; likewise."""
+def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, double far_seconds):
+    """The groups, and the threads of each, of a forward pass where a barrier of so many seconds is long; likewise."""
+    global FAR_SECONDS, LOOKED
+    cdef double before = FAR_SECONDS
     cdef Frame frame = Frame()
     cdef Direction *d = &frame.run.direction[0]
     frame.run.directions = 1
     d.layer = prepare(cell, w_ih, w_hh, None, None).layer
     d.steps = T
     d.B = B
-    divide_for(&frame.run, threads, far)
+    FAR_SECONDS = far_seconds
+    LOOKED = -1
+    try:
+        divide(&frame.run, threads)
+    finally:
+        FAR_SECONDS = before
+        LOOKED = -1
     return frame.run.groups, frame.run.width
 
 

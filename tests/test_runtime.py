@@ -4,6 +4,7 @@ Whatever changes a process runs in one of its own. Speed is not tested here: lim
 none, and are several times what is promised.
 """
 
+import math
 import os
 import platform
 import signal
@@ -739,6 +740,7 @@ except InterruptedError: print((grown() - before) / (2 * w.nbytes))
     assert float(python(PACKING + code)) < 0.6
 
 
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
 @pytest.mark.parametrize(
     ("cell", "B", "H", "near", "far"),
     [
@@ -751,10 +753,16 @@ except InterruptedError: print((grown() - before) / (2 * w.nbytes))
     ],
 )
 def test_threads_that_are_far_apart_share_less(core, cell, B, H, near, far):
-    """Groups, and threads of each. Bits do not depend on it (test_bits.py), so it may change from call to call."""
+    """Groups, and threads of each, where no barrier is long and where every one is. Bits do not depend on it
+    (test_bits.py), so it may change from call to call."""
     w_ih, w_hh = (np.zeros((GATES[cell] * H, n), np.float32) for n in (32, H))
-    assert core.divided(cell, w_ih, w_hh, 50, B, 2, far=False) == near
-    assert core.divided(cell, w_ih, w_hh, 50, B, 2, far=True) == far
+    for seconds, want in ((math.inf, near), (0, far), (math.inf, near)):
+        for _ in range(200):  # while somebody else has the second CPU, the last answer stands
+            found = core.divided(cell, w_ih, w_hh, 50, B, 2, seconds)
+            if found == want:
+                break
+            time.sleep(0.01)
+        assert found == want
 
 
 @pytest.mark.parametrize(

@@ -69,12 +69,10 @@ class Work:
 
         What is multiplied by no initial state does not count, in the first step and in dW; a stream has one.
         """
-        columns, valid = sum(self.inputs), self.valid
-        recurrent = valid if mode == "stream" else valid - self.begun
-        of_x, of_h = valid * columns, recurrent * self.H * len(self.inputs)
-        rows = of_x + of_h
+        of_x, of_h = sum(self.inputs), self.H * len(self.inputs)
+        rows = self.valid * (of_x + of_h) - (0 if mode == "stream" else self.begun * of_h)
         if mode == "training":
-            rows += of_x + valid * self.H * len(self.inputs) + of_x + of_h
+            rows += rows + self.valid * (of_x + of_h)
         return 2 * self.directions * GATES[self.cell] * self.H * rows
 
     @property
