@@ -128,7 +128,7 @@ cdef bint FAR = False       # ... and what it saw
 
 cdef bint far_apart():
     """Whether two threads share no cache, by the time in which they meet. Who finds the team busy takes the last
-    answer. The first run only wakes the other thread; one that has to wait for a CPU is far enough, and not asked on."""
+    answer. The first run only wakes the other thread; one that has to wait for a CPU is far enough: no more runs."""
     global LOOKED, FAR
     cdef double began = cpu_seconds(), took = 0, best = 1
     cdef Memory memory
