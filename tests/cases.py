@@ -354,6 +354,7 @@ while time.monotonic() < end:
         until = time.perf_counter() + random.uniform(80e-6, 120e-6)
         while time.perf_counter() < until:
             pass
-    assert any(has_help() for _ in range(200)), "a worker never came back"
+    patient = time.monotonic() + 30  # beside whoever has the CPUs
+    while not has_help(): assert time.monotonic() < patient, "a worker never came back"
 print("done")
 """
