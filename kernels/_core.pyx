@@ -56,6 +56,10 @@ cdef enum:
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
+    TRIED = 7               # steps of a stream that are timed the other way and as before: their medians are compared; ...
+    SETTLED = 2             # ... after so many that are not, ...
+    TRIED_FIRST = 32        # ... after so many steps for the first time
+    TRIED_WORK = 20000      # multiply-adds of a step, some half a microsecond, that are worth a trial
     PIECE = 16 * 1024 * 1024        # bytes of a matrix packed between two looks for signals, some milliseconds
     CLEARED = 32            # multiply-adds that take as long as clearing an element of a fresh page
     MANY_ROWS = 24          # of a step, worth reading W_ih for in each if I is no more than these
@@ -69,6 +73,14 @@ cdef double PATIENCE = 1e-3                  # a worker that has not answered by
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
+# Trials of a stream's step, alone and with helpers, in seconds.
+cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance
+cdef double NO_QUESTION = 200e-6            # a step so long is worth all helpers there are
+cdef double AWAKE = 200e-6                  # until one who is asleep has come, if he can
+cdef double TRIED_AGAIN = 2e-3              # until the next trial: one costs ten slow steps and 10 us to wake a helper, ...
+cdef double TRIED_AT_LAST = 16e-3           # ... twice as late each time, up to this, if nothing has changed, ...
+cdef double TRIAL_TIMES = 50                # ... and so many times what one has lost, if that is more
+
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter. A barrier and a call of two
 # threads, measured; how both grow with them is a guess. A line is 64 bytes that another rank has written, between cores
 # that share no cache. Between those that do it costs a tenth, and they lose little by what is best for the others.
@@ -78,6 +90,7 @@ cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double COST_BESIDE = 1000, COST_FAR = 2500     # a step, where threads share no cache: by rows, or units, apart
 cdef double FAR_SECONDS = 120e-9        # which is so where a barrier takes that long; ...
 cdef double LOOK_SECONDS = .1           # ... looked at so often, for the CPUs of a virtual machine come and go
+cdef double LOOK_PATIENCE = 20e-6       # ... unless the other thread is asleep
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic
 
 

@@ -168,20 +168,20 @@ cdef void deal(Group *g, int groups) noexcept:
 
 cdef void divide(Run *run, int wanted):
     """The cheapest way to use up to `wanted` threads, as they stand to one another at the moment."""
-    divide_for(run, wanted, False)
+    divide_for(run, wanted, False, False)
     if run.size > 1 and far_apart():
-        divide_for(run, wanted, True)
+        divide_for(run, wanted, True, False)
 
 
-cdef void divide_for(Run *run, int wanted, bint far):
+cdef void divide_for(Run *run, int wanted, bint far, bint shared):
     """Fill size, width, groups (of all directions) and patience: the cheapest way, where threads share a cache or are
-    far apart."""
+    far apart. `shared`: with more than one thread, even if alone would be as cheap."""
     cdef Direction *d = &run.direction[0]
     cdef Layer *l = &d.layer
     cdef int directions = run.directions
     cdef int each = max(1, wanted // directions), width, groups, size
     cdef double scale = 3 if run.backward else 1, cost
-    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = alone
+    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = 1e300 if shared else alone
     run.size = run.width = 1
     run.groups = directions
     run.patience = 0
@@ -241,7 +241,7 @@ cdef class Frame:
             if d.x_i != d.layer.tiles.itemsize and <object>max(LEFT_DEPTH_FAR, d.B) * d.layer.inputs > 2**56:
                 raise MemoryError("x: a step of it is more than this machine can address")
         if granted != run.size:
-            divide_for(run, granted, FAR)
+            divide_for(run, granted, FAR, False)
         per = run.groups // run.directions
         run.scratch_bytes = rounded_up(worker_bytes(run), 128)
         size = rounded_up(run.groups * sizeof(Group), 128)

@@ -138,7 +138,7 @@ cdef bint far_apart():
         return FAR
     LOOKED = began
     memory = meeting_place(&p, 2)
-    granted = team_acquire(2, PATIENCE / 10)
+    granted = team_acquire(2, LOOK_PATIENCE)
     if granted == 2:
         with nogil:
             for i in range(4):

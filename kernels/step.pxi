@@ -1,5 +1,6 @@
 # AN OPEN STEP: a step of one layer, stage by stage, each cut into blocks that whoever is there may take. Helpers
-# come when they have a CPU, and what one holds that has lost it again the caller makes anew.
+# come when they have a CPU, and what one holds that has lost it again the caller makes anew. Whether they are called at
+# all is tried now and then.
 #
 # A block is some units of some rows, from the products to the end of the pointwise part, so there is nothing to meet
 # for in between. A helper makes it aside, in memory of its own, and delivers it only if the block is still its own by
@@ -30,6 +31,19 @@ cdef struct Step:
     char *own                   # per rank: row pointers, gate rows of a block, and a helper's h and c
     Py_ssize_t own_bytes
     bint streams                # the weights come from beyond L2
+
+
+cdef struct Ways:
+    # A step alone, cut into as few blocks as may be, and one with helpers: what was faster the last time they were tried.
+    Step step[2]
+    bint two                    # there is a choice
+    bint helped                 # the one that steps are made by
+    Py_ssize_t pause            # steps until the next trial
+    double period               # seconds from one to the next
+    double since                # when the steps of a trial began that are made the way it is tried; 0: they have not
+    int settling                # of these, not to be timed yet
+    int timed                   # ... that were: first TRIED the other way, then as many as before
+    double seconds[2][TRIED]
 
 
 cdef struct Block:
@@ -209,11 +223,12 @@ cdef void own_block(Step *t, Py_ssize_t which) noexcept nogil:
         look_for_signals(run)
 
 
-cdef void open_step(Step *t) noexcept nogil:
-    """A step by the caller and whoever comes; `run.interrupted` if it was not done."""
+cdef bint take_step(Step *t) noexcept nogil:
+    """A step by the caller and whoever comes; whether somebody did. `run.interrupted` if it was not done."""
     cdef Run *run = t.run
     cdef Direction *d = &run.direction[0]
     cdef int size = team_open(t.size), stage
+    cdef bint helped = False
     cdef Py_ssize_t i
     run.interrupted = False
     run.work = 0
@@ -223,14 +238,17 @@ cdef void open_step(Step *t) noexcept nogil:
     t.backwards = not t.backwards
     for stage in range(d.layer.cell.stages):
         t.stage = stage
-        open_stage(t, size)
+        if open_stage(t, size):
+            helped = True
         if run.interrupted:
             break
     team_close(size)
     fp_restore(run.outside)
+    return helped
 
 
-cdef void open_stage(Step *t, int size) noexcept nogil:
+cdef bint open_stage(Step *t, int size) noexcept nogil:
+    """Whether a helper made a block."""
     cdef Run *run = t.run
     cdef Py_ssize_t i, which = first_block(t, 0, t.backwards), mine = 0
     cdef double began = cpu_seconds() if size > 1 else 0, deadline = 0
@@ -255,8 +273,83 @@ cdef void open_stage(Step *t, int size) noexcept nogil:
             elif cpu_seconds() > deadline:
                 if block_change(&t.block[i], t.epoch, BLOCK_HELD, BLOCK_DONE):
                     own_block(t, i)
+                    mine += 1
                 else:
                     sched_yield()                               # kept, by a helper that may need this CPU
+    return mine < t.blocks
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# Alone or with helpers. How long they take to come nobody can say beforehand: who is spinning still answers within a
+# tenth of a microsecond, or a whole one, as CPUs are far from one another; who has fallen asleep since the last step
+# takes fifty, and waking him costs the caller ten.
+
+
+cdef void open_step(Ways *w) noexcept nogil:
+    """A step by the way that was faster, or one of a trial."""
+    cdef Step *t = &w.step[w.helped]
+    if not w.two:
+        take_step(t)
+    elif w.pause == 0:
+        try_step(w)
+    elif take_step(t) or not w.helped:
+        w.pause -= 1
+    else:
+        w.pause //= 2                                           # nobody came: it may be time to do without
+
+
+cdef void try_step(Ways *w) noexcept nogil:
+    """One step of a trial: first some the other way, then as many as before, and by the faster one from then on."""
+    cdef int turn = w.timed // TRIED
+    cdef bint with_helpers = w.helped == turn
+    cdef double began = cpu_seconds(), seconds, other, before
+    cdef bint helped = take_step(&w.step[with_helpers])
+    seconds = cpu_seconds() - began
+    if w.since == 0:
+        w.since = began
+        w.settling = SETTLED
+    if w.helped and seconds > NO_QUESTION:
+        end_trial(w, TRIED_AT_LAST, seconds)
+    elif with_helpers and w.settling == SETTLED and not helped and began - w.since < AWAKE:
+        pass                                                    # until they have woken up ...
+    elif w.settling:
+        w.settling -= 1                                         # ... and the weights are where this way wants them
+    else:
+        w.seconds[turn][w.timed % TRIED] = seconds
+        w.timed += 1
+        if w.timed == TRIED:
+            w.since = 0
+        elif w.timed == 2 * TRIED:
+            other = median(w.seconds[0])
+            before = median(w.seconds[1])
+            if other < WORTH_CHANGING * before:
+                w.helped = not w.helped
+                end_trial(w, TRIED_AGAIN, other)
+            else:
+                w.period = min(2 * w.period, TRIED_AT_LAST)
+                end_trial(w, max(w.period, TRIAL_TIMES * (TRIED + SETTLED) * (other - before)), before)
+
+
+cdef void end_trial(Ways *w, double period, double step) noexcept nogil:
+    """Steps of so many seconds until the next one."""
+    w.period = min(period, TRIED_AT_LAST)
+    w.pause = 1 + <Py_ssize_t>(period / max(step, 1e-8))
+    w.since = 0
+    w.timed = 0
+
+
+cdef double median(double *a) noexcept nogil:
+    """... of TRIED numbers, which it sorts."""
+    cdef double x
+    cdef int i, j
+    for i in range(1, TRIED):
+        x = a[i]
+        j = i
+        while j > 0 and a[j - 1] > x:
+            a[j] = a[j - 1]
+            j -= 1
+        a[j] = x
+    return a[TRIED // 2]
 
 
 @cython.final
@@ -266,16 +359,16 @@ cdef class OpenLayer:
     """A layer of a stream: its states, and the memory of its steps."""
     cdef Packed packed
     cdef Run run
-    cdef Step step
+    cdef Ways ways
     cdef Memory states          # two of h, which change places every step, and c
-    cdef Memory memory
+    cdef Memory alone, helped   # of a step by either way
 
     def __cinit__(self, Packed packed, Plan plan):
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &packed.layer
         cdef Py_ssize_t bytes
         memset(&self.run, 0, sizeof(Run))
-        memset(&self.step, 0, sizeof(Step))
+        memset(&self.ways, 0, sizeof(Ways))
         self.packed = packed
         # Python integers in Memory's argument: a size that overflows is refused there
         self.states = Memory(<object>plan.B * l.stride * l.tiles.itemsize * (1 + l.cell.states))
@@ -288,22 +381,39 @@ cdef class OpenLayer:
         d.h0 = self.states.data
         d.y = d.h0 + bytes
         d.c0 = d.y + bytes
-        self.step.run = &self.run
+        self.ways.step[0].run = self.ways.step[1].run = &self.run
 
     def __dealloc__(self):
         with nogil:
             team_quiet()                                        # a helper left behind may still read what is freed next
 
     cdef int open(self, int threads) except -1:
-        """Cut the step into blocks for up to so many ranks, and carve out memory; team_quiet() first."""
-        cdef Step *t = &self.step
+        """Lay out the ways to make a step with up to so many ranks; team_quiet() first."""
+        cdef Ways *w = &self.ways
+        cdef Layer *l = &self.packed.layer
+        divide_for(&self.run, 1, False, False)
+        self.alone = self.cut(&w.step[0])
+        divide_for(&self.run, threads, False, False)
+        w.helped = self.run.size > 1                            # to begin with
+        if not w.helped and <double>self.run.direction[0].B * l.cell.gates * l.H * (l.H + l.inputs) > TRIED_WORK:
+            divide_for(&self.run, threads, False, True)
+        w.two = self.run.size > 1
+        self.helped = self.cut(&w.step[1]) if w.two else None
+        w.period = TRIED_AGAIN
+        w.pause = TRIED_FIRST
+        w.since = 0
+        w.timed = 0
+        return 0
+
+    cdef Memory cut(self, Step *t):
+        """Cut a step into blocks for as many ranks as the run is divided for, and carve out its memory."""
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
         cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
         cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, size, at, bias, i, v
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
-        divide_for(&self.run, threads, False)                  # once for all steps to come
+        cdef Memory memory
         size = self.run.size
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
         t.size = size
@@ -328,10 +438,10 @@ cdef class OpenLayer:
         t.x_b = l.inputs * l.tiles.itemsize
         at = t.blocks * <Py_ssize_t>sizeof(block_line)
         bias = t.strips * l.cell.segments * pitch
-        self.memory = Memory(at + bias + size * t.own_bytes + <object>d.B * t.x_b
-                             + (<object>d.B * l.cell.segments * state if l.cell.stages > 1 else 0))
-        t.block = <block_line *>self.memory.data
-        t.bias = self.memory.data + at
+        memory = Memory(at + bias + size * t.own_bytes + <object>d.B * t.x_b
+                        + (<object>d.B * l.cell.segments * state if l.cell.stages > 1 else 0))
+        t.block = <block_line *>memory.data
+        t.bias = memory.data + at
         t.own = t.bias + bias
         t.gates = t.own + size * t.own_bytes
         t.x = t.gates + (d.B * l.cell.segments * state if l.cell.stages > 1 else 0)
@@ -340,4 +450,4 @@ cdef class OpenLayer:
             b = block_of(t, i, 0)
             for v in range(l.cell.segments):
                 memcpy(b.bias + v * pitch + b.at, l.bias + v * state + b.at, b.bytes)
-        return 0
+        return memory

@@ -59,10 +59,10 @@ cdef class Stream:
             d.x_b = x_b
             layer.run.checked = checked
             if self.work < 1e5:                                 # a few microseconds: not worth letting the GIL go
-                open_step(&layer.step)
+                open_step(&layer.ways)
             else:
                 with nogil:
-                    open_step(&layer.step)
+                    open_step(&layer.ways)
             checked = layer.run.checked
             if layer.run.interrupted:
                 self.halfway = True
@@ -171,6 +171,16 @@ cdef class Stream:
                     state_in(&d.layer, self.plan.order, self.B, None, d.c0)
         finally:
             give_flag(&self.busy)
+
+    def ranks(self):
+        """For each layer, how many ranks a step calls for at the moment, and how many one of the other way does, if any."""
+        cdef OpenLayer layer
+        cdef Ways *w
+        found = []
+        for layer in self.layers:
+            w = &layer.ways
+            found.append((w.step[w.helped].size, w.step[not w.helped].size if w.two else None))
+        return found
 
     def forked(self):
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""

@@ -18,6 +18,9 @@ static const double LATE_SECONDS = 10e-6;
 /* Polls of a worker that must be about to finish, before it is left behind: some microseconds. */
 enum { COURTESY = 1000 };
 
+/* A call that comes so long after the last one finds its workers asleep, as the next will. Waking one costs the caller some
+ * 10 microseconds, and it is there after 50: not for a call that would wait less. */
+static const double SELDOM_SECONDS = 1e-3, WORTH_WAKING = 50e-6;
 /* Who would wait this long has a long call to make, for which only others like it can tell that there is a crowd. */
 static const double LONG_PATIENCE = 900e-6;
 /* No call is so long that others like it go on alone any longer after it. */
@@ -36,7 +39,7 @@ typedef struct {
     int rank;
     team_fn fn;       /* what is open to it, */
     void *arg;        /* its own as long as it is BUSY or LEFT */
-    double signalled; /* when it was woken up; 0 from its falling asleep until then (under the lock) */
+    double signalled; /* when it was made or woken up; 0 from its falling asleep until then (under the lock) */
     pthread_mutex_t lock;
     pthread_cond_t wake;
     struct {
@@ -52,6 +55,7 @@ static struct {
     team_fn fn;
     void *arg;
     int lengthy;             /* the call that holds the team is a long one */
+    double last;             /* when a call took the team or let it go */
     worker *crew[TEAM_MOST]; /* those that answered the last call: rank r is crew[r] */
     worker at[TEAM_MOST];
 } team;
@@ -144,6 +148,7 @@ static int grow(void) {
     memset(w, 0, sizeof *w);
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->wake, NULL);
+    w->signalled = cpu_seconds();
     pthread_t thread;
     sigset_t all, before; /* signals are the main thread's */
     sigfillset(&all);
@@ -196,11 +201,14 @@ int team_acquire(int wanted, double patience) {
     if (wanted == 1) return 1;
     __atomic_store_n(&team.home, -1, __ATOMIC_RELAXED);
     const double now = cpu_seconds(), deadline = now + patience;
+    const int spare_them = now - team.last > SELDOM_SECONDS && patience < WORTH_WAKING;
     int asked = 1, granted = 1;
     team.lengthy = patience >= LONG_PATIENCE;
+    team.last = now;
     for (int i = 1; i <= team.size && asked < wanted; i++) {
         worker *w = &team.at[i];
         if (now < w->crowd[team.lengthy].until) continue;
+        if (spare_them && __atomic_load_n(&w->asleep, __ATOMIC_RELAXED)) continue;
         if (state_of(w) == IDLE) call(w, CALLED);
         team.crew[asked++] = w;
     }
@@ -220,8 +228,8 @@ int team_acquire(int wanted, double patience) {
             continue;
         }
         pthread_mutex_lock(&w->lock);
-        const int kept_out =
-            w->asleep ? w->signalled != 0 && now - w->signalled > WAKE_SECONDS : deadline - now > LATE_SECONDS;
+        const int kept_out = w->signalled != 0 && now - w->signalled > WAKE_SECONDS && /* else it may be on its way */
+                             (w->asleep || deadline - now > LATE_SECONDS);
         pthread_mutex_unlock(&w->lock);
         if (kept_out) crowded(w, deadline, 0);
     }
@@ -259,6 +267,7 @@ void team_run(int size, team_fn fn, void *arg) {
 void team_release(int granted) {
     if (granted <= 1) return;
     for (int r = 1; r < granted; r++) change_state(team.crew[r], PRESENT, IDLE);
+    team.last = cpu_seconds();
     __atomic_store_n(&team.busy, 0, __ATOMIC_RELEASE);
 }
 

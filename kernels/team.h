@@ -11,7 +11,8 @@ typedef void (*team_fn)(void *arg, int rank);
 
 /* Take the team: returns the number of threads at hand, the caller among them: 1 to `wanted`. Workers are called and
  * must answer, that is, be running on a CPU, within `patience` seconds: one that sleeps too deep, or whose CPU has been
- * taken by somebody else's process, is left out, and the call goes on without waiting for it. */
+ * taken by somebody else's process, is left out, and the call goes on without waiting for it. Who comes seldom and has
+ * little patience does not wake anyone up. */
 int team_acquire(int wanted, double patience);
 /* Run fn(arg, 0..size-1), rank 0 on the caller, size at most what was granted; returns when all are done.
  * Every rank runs with denormals flushed; the caller's floating-point state is restored. */

@@ -276,7 +276,8 @@ def test_a_stream_of_one_sequence(core, p):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_stream_and_its_threads(cell, dtype, size, compiled):
-    """Steps that are cut into blocks of units and of rows, for whoever takes them."""
+    """Steps that are cut into blocks of units and of rows, for whoever takes them; of sixty some twenty are a trial, in
+    which they are made alone and with helpers."""
     function, options = FUNCTIONS[cell]
     B, I, H = size
     layer = getattr(fr, function.upper())(I, H, dtype=dtype, rng=0, backend=compiled.backend, **options).freeze()
@@ -285,7 +286,7 @@ def test_a_stream_and_its_threads(cell, dtype, size, compiled):
     stream = layer.stream(batch_size=B)
     for threads in (1, 2, 3, 4):
         compiled.module.set_num_threads(threads)
-        for _ in range(3):
+        for _ in range(12):
             stream.reset()
             assert np.array_equal([stream.step(x_t) for x_t in x], want)
             assert np.array_equal(stream.state, state)

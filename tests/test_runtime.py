@@ -757,12 +757,70 @@ def test_threads_that_are_far_apart_share_less(core, cell, B, H, near, far):
     (test_bits.py), so it may change from call to call."""
     w_ih, w_hh = (np.zeros((GATES[cell] * H, n), np.float32) for n in (32, H))
     for seconds, want in ((math.inf, near), (0, far), (math.inf, near)):
-        for _ in range(200):  # while somebody else has the second CPU, the last answer stands
-            found = core.divided(cell, w_ih, w_hh, 50, B, 2, seconds)
-            if found == want:
-                break
-            time.sleep(0.01)
+        # while somebody else has the second CPU, or its thread is asleep, the last answer stands
+        end = time.monotonic() + 5
+        while (found := core.divided(cell, w_ih, w_hh, 50, B, 2, seconds)) != want and time.monotonic() < end:
+            pass
         assert found == want
+
+
+SELDOM = """
+before = set(os.listdir("/proc/self/task"))
+core.set_num_threads(2)
+def woken():
+    # how often the worker went to sleep, once it has
+    time.sleep(0.01)
+    status = Path(f"/proc/self/task/{worker}/status").read_text()
+    return int(status.partition("\\nvoluntary_ctxt_switches:")[2].split()[0])
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="threads are counted the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_a_short_call_now_and_then_wakes_nobody():
+    """That would take it as long as it lasts. A longer one does, and so do short ones in a row."""
+    python(
+        SELDOM
+        + """
+layer = fusedrnn.LSTM(64, 128, rng=0).freeze()
+short, long = np.zeros((10, 1, 64), "float32"), np.zeros((1000, 4, 64), "float32")
+layer(long)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+def often(n, x, gap):
+    start = woken()
+    for _ in range(n):
+        layer(x)
+        time.sleep(gap)
+    return woken() - start
+assert often(100, short, 0.002) < 30
+assert often(20, long, 0.002) >= 10
+assert often(2000, short, 0) > 0
+"""
+    )
+
+
+@pytest.mark.skipif(not LINUX, reason="threads are counted the Linux way")
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_a_short_step_now_and_then_wakes_nobody():
+    """Nor does a stream's, once it has tried either way: waking a helper takes three times as long as the step."""
+    python(
+        SELDOM
+        + """
+layer = fusedrnn.LSTM(128, 128, rng=0).freeze()
+stream, x = layer.stream(), np.zeros((1, 128), "float32")
+stream.step(x)
+assert stream._stepper.ranks() == [(2, 1)], "it begins with a helper"
+(worker,) = set(os.listdir("/proc/self/task")) - before
+often = []
+for _ in range(8):
+    start = woken()
+    for _ in range(50):
+        stream.step(x)
+        time.sleep(0.001)
+    often.append(woken() - start)
+assert 0 < sum(often) and min(often) < 10, often
+"""
+    )
 
 
 @pytest.mark.parametrize(
