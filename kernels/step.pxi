@@ -34,7 +34,7 @@ cdef struct Step:
 
 
 cdef struct Ways:
-    # A step alone, cut into as few blocks as may be, and one with helpers: what was faster the last time they were tried.
+    # A step alone, cut into as few blocks as may be, and one with helpers: the faster one when they were last tried.
     Step step[2]
     bint two                    # there is a choice
     bint helped                 # the one that steps are made by

@@ -173,7 +173,7 @@ cdef class Stream:
             give_flag(&self.busy)
 
     def ranks(self):
-        """For each layer, how many ranks a step calls for at the moment, and how many one of the other way does, if any."""
+        """For each layer, how many ranks a step has at the moment, and how many if made the other way; or None."""
         cdef OpenLayer layer
         cdef Ways *w
         found = []
