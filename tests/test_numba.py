@@ -292,6 +292,55 @@ def test_a_stream_has_room_for_fewer_threads():
         fr.set_num_threads(before)
 
 
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_threads_that_are_far_apart_share_less():
+    """The number of threads that a short call is divided for; the bits are the same."""
+    from fusedrnn.numba import backend, sequence
+
+    (meeting,) = backend._team()[2]
+    weights = tuple(np.random.default_rng(0).uniform(-0.1, 0.1, (128, n)).astype(np.float32) for n in (32, 128))
+    x, before, ys = np.ones((50, 1, 32), np.float32), (*meeting, fr.get_num_threads()), []
+
+    def threads():
+        y, *_, tape = nb.forward("rnn_tanh", x, (((*weights, None, None), None, None, False),), None, True)
+        ys.append(y)
+        return int(tape.frame[: sequence.RUN.itemsize].view(sequence.RUN)[0]["size"])
+
+    try:
+        fr.set_num_threads(2)
+        for far, want in ((0, 2), (1, 1), (0, 2)):
+            meeting["looked"], meeting["far"], end = math.inf, far, time.monotonic() + 5
+            while threads() != want and time.monotonic() < end:
+                pass  # the other thread may be asleep
+            assert threads() == want
+        meeting["looked"] = -1
+        threads()
+        assert meeting["looked"] > 0
+        assert all(np.array_equal(y, ys[0]) for y in ys)
+    finally:
+        fr.set_num_threads(before[-1])
+        meeting["looked"] = -1
+
+
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_a_short_step_now_and_then_is_made_alone():
+    """A helper has fallen asleep in between, and waking it takes longer than the step."""
+    before = fr.get_num_threads()
+    try:
+        fr.set_num_threads(2)
+        stream, x = fr.LSTM(128, 128, rng=0, backend="numba").freeze().stream(), np.zeros((1, 128), np.float32)
+        data, end, helped = stream._stepper._data[0], time.monotonic() + 20, []
+        assert data["helped"]
+        assert stream._stepper._divisions[0][0][1] == 2, "two threads are wanted"
+        while sum(helped) == len(helped) and time.monotonic() < end:
+            stream.step(x)
+            time.sleep(0.0005)
+            helped.append(data["helped"])
+        assert 0 in helped
+    finally:
+        fr.set_num_threads(before)
+
+
 def test_spare_memory_has_a_limit(monkeypatch):
     """Of a few blocks, the largest, and of their size."""
     from fusedrnn.numba import backend

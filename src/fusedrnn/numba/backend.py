@@ -133,10 +133,15 @@ def _meet_backward(dtype: np.dtype[Any], I: int, H: int, threads: int) -> None:
 
 
 @once
-def _team() -> tuple[int, Array]:
+def _team() -> tuple[int, Array, Array]:
+    """What `set_team` reads, where it is, and the MEETING."""
     kernels = sequence.work_kernel.address, sequence.carry_out_kernel.address
-    found = np.array([*team.functions(), *kernels, id(None)], np.int64)
-    return found.ctypes.data, found
+    meeting = np.zeros(sequence.AT_LINES + 3 * sequence.LINE, np.uint8)
+    address = (meeting.ctypes.data + sequence.LINE - 1) // sequence.LINE * sequence.LINE
+    q = meeting[address - meeting.ctypes.data :][: sequence.MEETING.itemsize].view(sequence.MEETING)
+    q["function"], q["looked"] = sequence.meet_kernel.address, -1
+    found = np.array([*team.functions(), *kernels, id(None), address], np.int64)
+    return found.ctypes.data, found, q
 
 
 def _number_of_threads() -> Any:

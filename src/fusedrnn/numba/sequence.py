@@ -73,6 +73,10 @@ COST_BARRIER, COST_CALL, COST_LINE = 350.0, 2000.0, 20.0
 MET_ROWS = 4
 RATE_FMA, RATE_L1, RATE_L2, RATE_L3 = 55.0, 150.0, 80.0, 20.0
 STREAMING = 0.25
+COST_BESIDE, COST_FAR, FAR_SECONDS = 1000.0, 2500.0, 120e-9
+LOOK_SECONDS, LOOK_PATIENCE, MEETINGS = 0.1, 20e-6, 64
+TRIED, SETTLED, TRIED_FIRST = 7, 2, 32
+WORTH_CHANGING, NO_QUESTION, AWAKE, TRIED_AGAIN, TRIED_AT_LAST, TRIAL_TIMES = 0.95, 200e-6, 200e-6, 2e-3, 16e-3, 50.0
 NO_TIME = 1e300
 
 MATRIX = record(
@@ -99,7 +103,7 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
         *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "carry_out", "none")),
-        *((name, np.int64) for name in ("granted", "room", "room_end", "need")),
+        *((name, np.int64) for name in ("meeting", "granted", "room", "room_end", "need")),
         ("outside", np.int64),  # the caller's floating-point state, for its signal handlers
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
@@ -1265,9 +1269,49 @@ def step_cost(d, groups, width):
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
+# What far_apart knows, one for all calls: `looked` is when it did, `far` what it saw; where two threads meet, and the
+# address of meet_often.
+MEETING = np.dtype([*((name, np.int64) for name in ("far", "function", "epoch", "repeats")), ("looked", np.float64)])
+AT_LINES = (MEETING.itemsize + LINE - 1) // LINE * LINE
+
+
+def meet_often(meeting, rank):
+    """What two threads do to be timed."""
+    q = at(meeting, MEETING)
+    for i in range(q.repeats):
+        wait(meeting + AT_LINES, rank, 2, q.epoch + i + 1)
+
+
 @inner
-def divide(run, wanted):
-    """Fill size, width and groups: the cheapest way to use up to `wanted` threads."""
+def far_apart(run):
+    """Whether two threads share no cache, by the time in which they meet."""
+    r = at(run, RUN)
+    q = at(r.meeting, MEETING)
+    began = seconds()
+    if began - q.looked < LOOK_SECONDS:
+        return q.far != 0
+    q.looked = began
+    granted = call_acquire(r.acquire, 2, LOOK_PATIENCE, r.team)
+    if granted == 2:
+        best = 1.0
+        for i in range(4):  # the first run only wakes the other thread
+            q.repeats = MEETINGS if i else 1
+            began = seconds()
+            call(r.run, np.int32(2), q.function, r.meeting, r.team)
+            took = (seconds() - began) / q.repeats
+            q.epoch = q.epoch + q.repeats
+            if i:
+                best = min(best, took)
+                if took > 8 * FAR_SECONDS:
+                    break
+        q.far = 1 if best > FAR_SECONDS else 0
+    call(r.release, np.int32(granted), r.team)
+    return q.far != 0
+
+
+@inner
+def divide(run, wanted, far):
+    """Fill size, width and groups: the cheapest way to use up to `wanted` threads, that share a cache or are far apart."""
     r = at(run, RUN)
     d = r.direction0
     q = at(d, DIRECTION)
@@ -1288,6 +1332,8 @@ def divide(run, wanted):
         while groups * width * directions > 1:
             size = groups * width * directions
             cost = COST_CALL * (size + 6) / 8 + scale * q.steps * step_cost(d, groups, width)
+            if far:
+                cost += scale * q.steps * (COST_FAR if width > 1 else COST_BESIDE)
             if cost < best:
                 best = cost
                 r.patience = min(0.5e-9 * (alone - best), PATIENCE)
@@ -1380,21 +1426,24 @@ def open_run(run, memory):
 
 @inner
 def set_team(run, team):
-    """team: addresses of acquire, run, release, of the team itself, of `work` and `carry_out`, and of None."""
+    """team: addresses of acquire, run, release, of the team itself, of `work` and `carry_out`, of None and a MEETING."""
     r = at(run, RUN)
     r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
-    r.work_function, r.carry_out, r.none = get(team, 4), get(team, 5), get(team, 6)
+    r.work_function, r.carry_out, r.none, r.meeting = get(team, 4), get(team, 5), get(team, 6), get(team, 7)
 
 
 @inner
 def take_team(run, threads):
     """Divide the work, call the team for it, and divide it again over those who came."""
     r = at(run, RUN)
-    divide(run, threads)
+    divide(run, threads, False)
+    far = r.size > 1 and far_apart(run)
+    if far:
+        divide(run, threads, True)
     wanted = r.size
     r.granted = call_acquire(r.acquire, wanted, r.patience, r.team)
     if r.granted != wanted:
-        divide(run, r.granted)
+        divide(run, r.granted, far)
 
 
 @inner
@@ -1683,6 +1732,7 @@ def pack_end(layer, memory, piece, pieces):
 INT = "int64"
 work_kernel = Kernel(work, "void(int64, int32)")
 work_backward_kernel = Kernel(work_backward, "void(int64, int32)")
+meet_kernel = Kernel(meet_often, "void(int64, int32)")
 begin_kernel = Kernel(begin, f"int64({', '.join([INT] * 7)})")
 begin_backward_kernel = Kernel(begin_backward, f"int64({', '.join([INT] * 4)})")
 carry_out_kernel = Kernel(carry_out, "void(int64, int64)")
@@ -1698,8 +1748,14 @@ STREAM = np.dtype(
         *((name, np.int64) for name in ("array", "none", "name", "laid", "busy", "small")),
         # halfway: the last step was interrupted, some layers are a step ahead of the others. status: of the last step
         *((name, np.int64) for name in ("halfway", "status", "division")),
+        # whether steps call for other threads, and the trials of that: Ways of kernels/step.pxi
+        *((name, np.int64) for name in ("helped", "pause", "settling", "timed")),
+        *((name, np.float64) for name in ("period", "since", "began")),
+        ("seconds", np.float64, (2 * TRIED,)),
     ]
 )
+SECONDS_AT = STREAM.fields["seconds"][1]  # type: ignore[index]
+TIME = np.dtype([("seconds", np.float64)])
 # How a step is divided: `asked` is the number of threads that there might be, `wanted` those that it is worth, `need`
 # the bytes of memory of each layer; where these lie follows.
 DIVISION = np.dtype([*((name, np.int64) for name in ("asked", "wanted", "need")), ("patience", np.float64)])
@@ -1751,7 +1807,7 @@ def divide_stream(stream, threads, division):
     for i in range(q.layers):
         copy(frame, q.frames + i * FRAME_BYTES, RUN_BYTES)  # a step may be at work on the other one
         for number in range(1, threads + 1):
-            divide(frame, number)
+            divide(frame, number, False)
             need = work_bytes(frame)
             if need < 0:
                 found.need = -1
@@ -1767,8 +1823,70 @@ def take_division(stream, division):
     if not swap(stream + BUSY_AT, 0, 1):
         return False
     q.division, q.laid = division, 0
+    q.helped, q.pause, q.period, q.since, q.timed = 1, TRIED_FIRST, TRIED_AGAIN, 0.0, 0
     poke(stream + BUSY_AT, 0)
     return True
+
+
+@inner
+def asks(q):
+    """Whether this step calls for other threads: as was faster, or the way that is tried."""
+    if q.pause:
+        return q.helped != 0
+    q.began = seconds()
+    return (q.helped != 0) == (q.timed >= TRIED)
+
+
+@inner
+def judge(stream, asked, helped):
+    """After a step that asked for other threads, or did not, and had their help: twin of open_step and try_step."""
+    q = at(stream, STREAM)
+    if q.pause:
+        q.pause = q.pause - 1 if helped or not asked else q.pause // 2  # nobody came: it may be time to do without
+        return
+    took = seconds() - q.began
+    if q.since == 0.0:
+        q.since, q.settling = q.began, SETTLED
+    if q.helped and took > NO_QUESTION:
+        end_trial(q, TRIED_AT_LAST, took)
+    elif asked and q.settling == SETTLED and not helped and q.began - q.since < AWAKE:
+        pass  # until they have woken up ...
+    elif q.settling:
+        q.settling = q.settling - 1  # ... and the weights are where this way wants them
+    else:
+        at(stream + SECONDS_AT + 8 * q.timed, TIME).seconds = took
+        q.timed = q.timed + 1
+        if q.timed == TRIED:
+            q.since = 0.0
+        elif q.timed == 2 * TRIED:
+            other, before = median(stream + SECONDS_AT), median(stream + SECONDS_AT + 8 * TRIED)
+            if other < WORTH_CHANGING * before:
+                q.helped = 1 - q.helped
+                end_trial(q, TRIED_AGAIN, other)
+            else:
+                q.period = min(2 * q.period, TRIED_AT_LAST)
+                end_trial(q, max(q.period, TRIAL_TIMES * (TRIED + SETTLED) * (other - before)), before)
+
+
+@inner
+def end_trial(q, period, step):
+    """Steps of so many seconds until the next one."""
+    q.period = min(period, TRIED_AT_LAST)
+    q.pause = 1 + np.int64(period / max(step, 1e-8))
+    q.since, q.timed = 0.0, 0
+
+
+@inner
+def median(times):
+    """... of TRIED numbers, which it sorts."""
+    for i in range(1, TRIED):
+        x = at(times + 8 * i, TIME).seconds
+        j = i
+        while j > 0 and at(times + 8 * (j - 1), TIME).seconds > x:
+            at(times + 8 * j, TIME).seconds = at(times + 8 * (j - 1), TIME).seconds
+            j -= 1
+        at(times + 8 * j, TIME).seconds = x
+    return at(times + 8 * (TRIED // 2), TIME).seconds
 
 
 @inner
@@ -1797,7 +1915,8 @@ def step(stream, x, out):
     thread = 0 if q.small else released()
     first = at(q.frames, RUN)
     division = at(q.division, DIVISION)
-    granted = call_acquire(first.acquire, division.wanted, division.patience, first.team) if division.wanted > 1 else 1
+    asked = division.wanted > 1 and asks(q)
+    granted = call_acquire(first.acquire, division.wanted, division.patience, first.team) if asked else 1
     status = DONE
     before = data_of(x)
     checked = NO_TIME if q.small else seconds()
@@ -1805,7 +1924,7 @@ def step(stream, x, out):
         frame = q.frames + i * FRAME_BYTES
         r = at(frame, RUN)
         if granted != q.laid:
-            divide(frame, granted)
+            divide(frame, granted, False)
             work_bytes(frame)
             open_run(frame, get(q.division + AT_MEMORY, i))
         elif r.size > 1:
@@ -1823,6 +1942,8 @@ def step(stream, x, out):
     q.laid = granted if status == DONE else 0
     q.halfway = 0 if status == DONE else 1
     call(first.release, np.int32(granted), first.team)
+    if division.wanted > 1:
+        judge(stream, asked, granted > 1)
     if status == DONE:
         last = at(at(q.frames + (q.layers - 1) * FRAME_BYTES, RUN).direction0, DIRECTION)
         to, n = data_of(out), q.H * q.size

@@ -38,6 +38,7 @@ from fusedrnn.threads import MOST
 __all__ = ["functions", "spin"]
 
 SPIN_SECONDS, WAKE_SECONDS, LATE_SECONDS, LONG_PATIENCE = 100e-6, 200e-6, 10e-6, 900e-6
+SELDOM_SECONDS, WORTH_WAKING = 1e-3, 50e-6
 IDLE, CALLED, PRESENT, GO = 0, 1, 2, 3
 
 WORKER = np.dtype(
@@ -55,7 +56,8 @@ TEAM = np.dtype(
         *((name, np.int64) for name in ("busy", "size", "fn", "arg", "work")),
         ("crowded_until", np.float64),
         ("penalty", np.float64),
-        ("padding", np.int64, (9,)),
+        ("last", np.float64),
+        ("padding", np.int64, (8,)),
         ("crew", np.int64, (MOST,)),
     ]
 )
@@ -127,6 +129,7 @@ def grow(team):
     w.team = team
     mutex_init(me + LOCK)
     cond_init(me + WAKE)
+    w.signalled = seconds()
     if not thread_create(me + SPARE, t.work, me):
         return False
     t.size = t.size + 1
@@ -157,11 +160,15 @@ def acquire(wanted, patience, team):
     now = seconds()
     deadline = now + patience
     granted = 1
+    spare_them = now - t.last > SELDOM_SECONDS and patience < WORTH_WAKING
+    t.last = now
     if now < t.crowded_until and patience < LONG_PATIENCE:
         wanted = 1
     for i in range(1, wanted):
         me = worker_of(team, i)
         w = at(me, WORKER)
+        if spare_them and peek(me + 8):
+            continue
         poke(me, CALLED)
         if not peek(me + 8):
             continue
@@ -174,6 +181,8 @@ def acquire(wanted, patience, team):
         me = worker_of(team, i)
         w = at(me, WORKER)
         polls, present = 0, False
+        if peek(me) == IDLE:
+            continue  # spared
         while True:
             present = peek(me) == PRESENT
             if present:
@@ -187,10 +196,8 @@ def acquire(wanted, patience, team):
             granted += 1
             continue
         mutex_lock(me + LOCK)
-        if w.asleep:
-            kept_out = w.signalled != 0.0 and now - w.signalled > WAKE_SECONDS
-        else:
-            kept_out = deadline - now > LATE_SECONDS
+        kept_out = w.signalled != 0.0 and now - w.signalled > WAKE_SECONDS  # else it may be on its way
+        kept_out = kept_out and (w.asleep != 0 or deadline - now > LATE_SECONDS)
         mutex_unlock(me + LOCK)
         if kept_out:
             crowded(team, deadline)
@@ -232,6 +239,7 @@ def release(granted, team):
     if granted > 1:
         for r in range(1, granted):
             swap(get(team + CREW, r), PRESENT, IDLE)
+        at(team, TEAM).last = seconds()
         poke(team, 0)
 
 
