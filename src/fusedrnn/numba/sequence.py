@@ -1311,7 +1311,7 @@ def far_apart(run):
 
 @inner
 def divide(run, wanted, far):
-    """Fill size, width and groups: the cheapest way to use up to `wanted` threads, that share a cache or are far apart."""
+    """Fill size, width and groups: the cheapest way to use up to `wanted` threads, near to one another or far apart."""
     r = at(run, RUN)
     d = r.direction0
     q = at(d, DIRECTION)
@@ -1426,7 +1426,7 @@ def open_run(run, memory):
 
 @inner
 def set_team(run, team):
-    """team: addresses of acquire, run, release, of the team itself, of `work` and `carry_out`, of None and a MEETING."""
+    """team: addresses of acquire, run, release, the team itself, `work` and `carry_out`, None and a MEETING."""
     r = at(run, RUN)
     r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
     r.work_function, r.carry_out, r.none, r.meeting = get(team, 4), get(team, 5), get(team, 6), get(team, 7)
