@@ -19,7 +19,7 @@ from fusedrnn.threads import at_first
 
 from tiles cimport (
     TEAM_MOST, barrier_line, cpu_compiler, cpu_isa, cpu_seconds, cpu_tiles, product_t, team_acquire,
-    team_barrier, team_release, team_run, tiles_t,
+    team_asleep, team_barrier, team_release, team_run, tiles_t,
 )
 
 np.import_array()
@@ -75,7 +75,8 @@ cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at
 
 # Trials of a stream's step, alone and with helpers, in seconds.
 cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance
-cdef double NO_QUESTION = 200e-6            # a step so long is worth all helpers there are
+cdef double NO_QUESTION = 200e-6            # a step that takes so long alone is worth all helpers there are, ...
+cdef double NO_QUESTION_TIMES = 500         # ... and is not tried again for so many
 cdef double AWAKE = 200e-6                  # until one who is asleep has come, if he can
 cdef double TRIED_AGAIN = 2e-3              # until the next trial: ten slow steps, and 10 us to wake a helper, ...
 cdef double TRIED_AT_LAST = 16e-3           # ... twice as late each time, up to this, if nothing has changed, ...
@@ -90,7 +91,7 @@ cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double COST_BESIDE = 1000, COST_FAR = 2500     # a step, where threads share no cache: by rows, or units, apart
 cdef double FAR_SECONDS = 120e-9        # which is so where a barrier takes that long; ...
 cdef double LOOK_SECONDS = .1           # ... looked at so often, for the CPUs of a virtual machine come and go
-cdef double LOOK_PATIENCE = 20e-6       # ... unless the other thread is asleep
+cdef double LOOK_PATIENCE = 20e-6       # ... for so long a worker that is awake may take to answer
 cdef double STREAMING = .25                 # of the time from beyond L2 does not hide behind the arithmetic
 
 
@@ -403,8 +404,8 @@ def set_isa(str name):
 
 
 def team():
-    """Addresses of team_acquire, team_run and team_release, for the functions of another compiler."""
-    return <size_t>&team_acquire, <size_t>&team_run, <size_t>&team_release
+    """Addresses of team_acquire, team_run, team_release and team_asleep, for the functions of another compiler."""
+    return <size_t>&team_acquire, <size_t>&team_run, <size_t>&team_release, <size_t>&team_asleep
 
 
 def get_num_threads():

@@ -323,6 +323,8 @@ cdef int execute(Frame frame) except -1:
             frame.run.checked = cpu_seconds()
             frame.go()
     finally:
+        if granted > 1 and cpu_seconds() - LOOKED > LOOK_SECONDS:
+            look()
         team_release(granted)
     if frame.run.interrupted:
         raise_pending()

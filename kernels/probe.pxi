@@ -122,57 +122,78 @@ def barrier_cost(int threads, double seconds=.02):
     return probe(&p, threads, seconds)
 
 
-cdef double LOOKED = -1     # when far_apart() did
-cdef bint FAR = False       # ... and what it saw
+cdef double LOOKED = -1     # when it was last looked at ...
+cdef bint FAR = False       # ... whether threads share no cache
+cdef barrier_line MEETING_LINES[2]
+cdef unsigned long MEETING_EPOCH = 0
+
+
+cdef void look() noexcept:
+    """Whether two threads share no cache, by the time in which they meet. The caller has the team, two or more. One that
+    has to wait for a CPU is far enough: no more runs."""
+    global LOOKED, FAR, MEETING_EPOCH
+    cdef double began = 0, took, best = 1
+    cdef Probe p
+    cdef int _
+    memset(&p, 0, sizeof(Probe))
+    p.threads = 2
+    p.lines = MEETING_LINES
+    p.epoch = MEETING_EPOCH
+    p.repeats = MEETINGS
+    with nogil:
+        for _ in range(3):
+            began = cpu_seconds()
+            team_run(2, run_probe, &p)
+            took = (cpu_seconds() - began) / p.repeats
+            p.epoch += p.repeats
+            best = min(best, took)
+            if took > 8 * FAR_SECONDS:
+                break
+    MEETING_EPOCH = p.epoch
+    LOOKED = began
+    FAR = best > FAR_SECONDS
 
 
 cdef bint far_apart():
-    """Whether two threads share no cache, by the time in which they meet. Who finds the team busy takes the last
-    answer. The first run only wakes the other thread; one that has to wait for a CPU is far enough: no more runs."""
+    """Whether threads share no cache, as far as is known. A call of several threads looks when it is done. Where calls
+    are made alone for that very reason, they look again here, or forget about it where the other thread has fallen
+    asleep meanwhile: the next call of several threads will see."""
     global LOOKED, FAR
-    cdef double began = cpu_seconds(), took = 0, best = 1
-    cdef Memory memory
-    cdef Probe p
-    cdef int granted, i
-    if began - LOOKED < LOOK_SECONDS:
-        return FAR
-    LOOKED = began
-    memory = meeting_place(&p, 2)
-    granted = team_acquire(2, LOOK_PATIENCE)
-    if granted == 2:
-        with nogil:
-            for i in range(4):
-                p.repeats = MEETINGS if i else 1
-                began = cpu_seconds()
-                team_run(2, run_probe, &p)
-                took = (cpu_seconds() - began) / p.repeats
-                p.epoch += p.repeats
-                if i > 0:
-                    best = min(best, took)
-                    if took > 8 * FAR_SECONDS:
-                        break
-        FAR = best > FAR_SECONDS
-    team_release(granted)
+    cdef int granted
+    cdef double now
+    if FAR:
+        now = cpu_seconds()
+        if now - LOOKED > LOOK_SECONDS:
+            if team_asleep():
+                FAR = False
+            else:
+                LOOKED = now
+                granted = team_acquire(2, LOOK_PATIENCE)
+                if granted == 2:
+                    look()
+                team_release(granted)
     return FAR
 
 
-def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, double far_seconds):
-    """The groups, and the threads of each, of a forward pass where a barrier of so many seconds is long; likewise."""
+def far(seconds=None):
+    """Whether threads count as far apart; with `seconds`, they do where a barrier takes longer from now on, and a look is
+    due."""
     global FAR_SECONDS, LOOKED
-    cdef double before = FAR_SECONDS
+    if seconds is not None:
+        FAR_SECONDS = seconds
+        LOOKED = -1
+    return FAR
+
+
+def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, bint far):
+    """The groups, and the threads of each, of a forward pass whose threads share a cache or are far apart."""
     cdef Frame frame = Frame()
     cdef Direction *d = &frame.run.direction[0]
     frame.run.directions = 1
     d.layer = prepare(cell, w_ih, w_hh, None, None).layer
     d.steps = T
     d.B = B
-    FAR_SECONDS = far_seconds
-    LOOKED = -1
-    try:
-        divide(&frame.run, threads)
-    finally:
-        FAR_SECONDS = before
-        LOOKED = -1
+    divide_for(&frame.run, threads, far, False)
     return frame.run.groups, frame.run.width
 
 

@@ -308,8 +308,8 @@ cdef void try_step(Ways *w) noexcept nogil:
     if w.since == 0:
         w.since = began
         w.settling = SETTLED
-    if w.helped and seconds > NO_QUESTION:
-        end_trial(w, TRIED_AT_LAST, seconds)
+    if turn == 0 and seconds > NO_QUESTION:
+        end_trial(w, NO_QUESTION_TIMES * seconds, seconds)
     elif with_helpers and w.settling == SETTLED and not helped and began - w.since < AWAKE:
         pass                                                    # until they have woken up ...
     elif w.settling:

@@ -186,6 +186,7 @@ cdef class Stream:
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
         if self.busy:
             self.halfway = True
+            self.asked = 0                                      # nor is there any end to a trial that it had begun
             self.busy = 0
 
 

@@ -112,6 +112,7 @@ static void *worker_main(void *arg) {
             __atomic_store_n(&me->asleep, 1, __ATOMIC_SEQ_CST);
             if (!is_wanted(me)) pthread_cond_wait(&me->wake, &me->lock);
             __atomic_store_n(&me->asleep, 0, __ATOMIC_SEQ_CST);
+            if (me->signalled == 0) me->signalled = cpu_seconds(); /* it did not sleep at all */
             pthread_mutex_unlock(&me->lock);
             make_room();
             since = 0; /* whoever woke us up may have gone on alone, and will be back */
@@ -194,6 +195,10 @@ static void call(worker *w, int state) {
         pthread_cond_signal(&w->wake);
     }
     pthread_mutex_unlock(&w->lock);
+}
+
+int team_asleep(void) {
+    return __atomic_load_n(&team.size, __ATOMIC_RELAXED) == 0 || __atomic_load_n(&team.at[1].asleep, __ATOMIC_RELAXED);
 }
 
 int team_acquire(int wanted, double patience) {

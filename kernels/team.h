@@ -14,6 +14,8 @@ typedef void (*team_fn)(void *arg, int rank);
  * taken by somebody else's process, is left out, and the call goes on without waiting for it. Who comes seldom and has
  * little patience does not wake anyone up. */
 int team_acquire(int wanted, double patience);
+/* Whether who would be called first is asleep, or not born yet. */
+int team_asleep(void);
 /* Run fn(arg, 0..size-1), rank 0 on the caller, size at most what was granted; returns when all are done.
  * Every rank runs with denormals flushed; the caller's floating-point state is restored. */
 void team_run(int size, team_fn fn, void *arg);

@@ -73,6 +73,7 @@ cdef extern from "team.h" nogil:
         unsigned long epoch
         int stop[2]
     int team_acquire(int wanted, double patience)
+    int team_asleep()
     void team_run(int size, team_fn fn, void *arg)
     void team_release(int granted)
     int team_open(int wanted)

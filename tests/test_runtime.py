@@ -473,6 +473,25 @@ assert away > 60, away
     )
 
 
+@pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
+def test_a_stream_whose_helpers_have_no_cpu_does_without():
+    """They share its one CPU, and whether one of them holds a block when it is taken off is chance: the steps with
+    helpers may be a thousand times as long as those alone."""
+    python(
+        """
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+core.set_num_threads(4)
+for size, batch in ((256, 1), (256, 4), (320, 1)):
+    stream, x = fusedrnn.LSTM(size, size, rng=0).freeze().stream(batch), np.zeros((batch, size), "float32")
+    assert stream._stepper.ranks()[0][0] > 1, "it begins with helpers"
+    end = time.monotonic() + 20
+    while stream._stepper.ranks()[0][0] > 1:
+        stream.step(x)
+        assert time.monotonic() < end
+"""
+    )
+
+
 def test_gil_is_released():
     """A Python thread goes on while a long call runs."""
     python(
@@ -756,12 +775,35 @@ def test_threads_that_are_far_apart_share_less(core, cell, B, H, near, far):
     """Groups, and threads of each, where no barrier is long and where every one is. Bits do not depend on it
     (test_bits.py), so it may change from call to call."""
     w_ih, w_hh = (np.zeros((GATES[cell] * H, n), np.float32) for n in (32, H))
-    for seconds, want in ((math.inf, near), (0, far), (math.inf, near)):
-        # while somebody else has the second CPU, or its thread is asleep, the last answer stands
-        end = time.monotonic() + 5
-        while (found := core.divided(cell, w_ih, w_hh, 50, B, 2, seconds)) != want and time.monotonic() < end:
-            pass
-        assert found == want
+    assert core.divided(cell, w_ih, w_hh, 50, B, 2, False) == near
+    assert core.divided(cell, w_ih, w_hh, 50, B, 2, True) == far
+
+
+@pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+def test_calls_look_how_far_apart_threads_are():
+    """A call of several threads does; one that is made alone for being far looks again, or has forgotten it where the
+    other thread has slept meanwhile."""
+    python(
+        """
+core.set_num_threads(2)
+layer, x = fusedrnn.RNN(32, 128, rng=0).freeze(), np.zeros((50, 1, 32), "float32")
+def until(far):
+    end = time.monotonic() + 20  # while somebody else has the second CPU, the last answer stands
+    while core.far() != far:
+        layer(x)
+        assert time.monotonic() < end
+until(core.far(1e9))
+core.far(0)
+until(True)
+core.far(1e9)
+until(False)  # awake
+core.far(0)
+until(True)
+time.sleep(0.2)
+layer(x)
+assert not core.far(), "forgotten"
+"""
+    )
 
 
 SELDOM = """
@@ -793,6 +835,7 @@ def often(n, x, gap):
         time.sleep(gap)
     return woken() - start
 assert often(100, short, 0.002) < 30
+assert often(5, short, 0.15) < 3
 assert often(20, long, 0.002) >= 10
 assert often(2000, short, 0) > 0
 """

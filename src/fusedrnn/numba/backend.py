@@ -411,7 +411,8 @@ class Stream:
         """In the child of a fork: a step that was under way has no thread any more, and counts as interrupted."""
         self._dividing = threading.Lock()
         if self._data[0]["busy"]:
-            self._data[0]["halfway"], self._data[0]["laid"], self._data[0]["busy"] = 1, 0, 0
+            q = self._data[0]
+            q["halfway"], q["laid"], q["since"], q["timed"], q["busy"] = 1, 0, 0, 0, 0
 
     def set_state(self, h: Array, c: Array | None) -> None:
         """Go on from h (num_layers, B, H), and c for LSTM."""

@@ -16,6 +16,7 @@ __all__ = [
     "at",
     "call",
     "call_acquire",
+    "call_asleep",
     "call_native",
     "call_nothing",
     "call_python",
@@ -185,6 +186,17 @@ def call_acquire(typing: Any, function: Any, wanted: Any, patience: Any, team: A
         return builder.sext(builder.call(p, [builder.trunc(values[1], I32), *values[2:]]), I64)
 
     return types.int64(types.int64, types.int64, types.float64, types.int64), codegen
+
+
+@emitted
+def call_asleep(typing: Any, function: Any, team: Any) -> Any:
+    """Call a team's asleep at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        p = builder.inttoptr(values[0], ir.FunctionType(I32, [I64]).as_pointer())
+        return builder.icmp_signed("!=", builder.call(p, [values[1]]), I32(0))
+
+    return types.boolean(types.int64, types.int64), codegen
 
 
 # Atomics -------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from fusedrnn.numba.machine import (
     at,
     call,
     call_acquire,
+    call_asleep,
     call_native,
     call_nothing,
     call_python,
@@ -76,7 +77,8 @@ STREAMING = 0.25
 COST_BESIDE, COST_FAR, FAR_SECONDS = 1000.0, 2500.0, 120e-9
 LOOK_SECONDS, LOOK_PATIENCE, MEETINGS = 0.1, 20e-6, 64
 TRIED, SETTLED, TRIED_FIRST = 7, 2, 32
-WORTH_CHANGING, NO_QUESTION, AWAKE, TRIED_AGAIN, TRIED_AT_LAST, TRIAL_TIMES = 0.95, 200e-6, 200e-6, 2e-3, 16e-3, 50.0
+WORTH_CHANGING, NO_QUESTION, NO_QUESTION_TIMES, AWAKE = 0.95, 200e-6, 500.0, 200e-6
+TRIED_AGAIN, TRIED_AT_LAST, TRIAL_TIMES = 2e-3, 16e-3, 50.0
 NO_TIME = 1e300
 
 MATRIX = record(
@@ -103,7 +105,7 @@ RUN = np.dtype(
         *((name, np.int64) for name in ("direction1", "group", "lines", "scratch", "scratch_bytes", "right")),
         *((name, np.int64) for name in ("interrupted", "stop0", "stop1", "error0", "error1", "error2")),
         *((name, np.int64) for name in ("acquire", "run", "release", "team", "work_function", "carry_out", "none")),
-        *((name, np.int64) for name in ("meeting", "granted", "room", "room_end", "need")),
+        *((name, np.int64) for name in ("asleep", "meeting", "granted", "room", "room_end", "need")),
         ("outside", np.int64),  # the caller's floating-point state, for its signal handlers
         *((name, np.float64) for name in ("patience", "checked", "work")),
     ]
@@ -1269,8 +1271,8 @@ def step_cost(d, groups, width):
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
-# What far_apart knows, one for all calls: `looked` is when it did, `far` what it saw; where two threads meet, and the
-# address of meet_often.
+# What is known of how far apart threads are, one for all calls: when it was looked at and what was seen; where two
+# threads meet for that, and the address of meet_often.
 MEETING = np.dtype([*((name, np.int64) for name in ("far", "function", "epoch", "repeats")), ("looked", np.float64)])
 AT_LINES = (MEETING.itemsize + LINE - 1) // LINE * LINE
 
@@ -1283,29 +1285,38 @@ def meet_often(meeting, rank):
 
 
 @inner
-def far_apart(run):
-    """Whether two threads share no cache, by the time in which they meet."""
+def look(run):
+    """Whether two threads share no cache, by the time in which they meet. The caller has the team, two or more."""
     r = at(run, RUN)
     q = at(r.meeting, MEETING)
-    began = seconds()
-    if began - q.looked < LOOK_SECONDS:
-        return q.far != 0
-    q.looked = began
-    granted = call_acquire(r.acquire, 2, LOOK_PATIENCE, r.team)
-    if granted == 2:
-        best = 1.0
-        for i in range(4):  # the first run only wakes the other thread
-            q.repeats = MEETINGS if i else 1
-            began = seconds()
-            call(r.run, np.int32(2), q.function, r.meeting, r.team)
-            took = (seconds() - began) / q.repeats
-            q.epoch = q.epoch + q.repeats
-            if i:
-                best = min(best, took)
-                if took > 8 * FAR_SECONDS:
-                    break
-        q.far = 1 if best > FAR_SECONDS else 0
-    call(r.release, np.int32(granted), r.team)
+    q.repeats, best, began = MEETINGS, 1.0, 0.0
+    for _ in range(3):
+        began = seconds()
+        call(r.run, np.int32(2), q.function, r.meeting, r.team)
+        took = (seconds() - began) / MEETINGS
+        q.epoch = q.epoch + MEETINGS
+        best = min(best, took)
+        if took > 8 * FAR_SECONDS:
+            break
+    q.looked, q.far = began, 1 if best > FAR_SECONDS else 0
+
+
+@inner
+def far_apart(run):
+    """Whether threads share no cache, as far as is known. A call of several threads looks when it is done. Where calls
+    are made alone for that very reason, they look again here, or forget about it where the other thread has fallen
+    asleep meanwhile."""
+    r = at(run, RUN)
+    q = at(r.meeting, MEETING)
+    if q.far and seconds() - q.looked > LOOK_SECONDS:
+        if call_asleep(r.asleep, r.team):
+            q.far = 0
+        else:
+            q.looked = seconds()
+            granted = call_acquire(r.acquire, 2, LOOK_PATIENCE, r.team)
+            if granted > 1:
+                look(run)
+            call(r.release, np.int32(granted), r.team)
     return q.far != 0
 
 
@@ -1426,10 +1437,10 @@ def open_run(run, memory):
 
 @inner
 def set_team(run, team):
-    """team: addresses of acquire, run, release, the team itself, `work` and `carry_out`, None and a MEETING."""
+    """team: addresses of acquire, run, release, asleep, the team itself, `work` and `carry_out`, None and a MEETING."""
     r = at(run, RUN)
-    r.acquire, r.run, r.release, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3)
-    r.work_function, r.carry_out, r.none, r.meeting = get(team, 4), get(team, 5), get(team, 6), get(team, 7)
+    r.acquire, r.run, r.release, r.asleep, r.team = get(team, 0), get(team, 1), get(team, 2), get(team, 3), get(team, 4)
+    r.work_function, r.carry_out, r.none, r.meeting = get(team, 5), get(team, 6), get(team, 7), get(team, 8)
 
 
 @inner
@@ -1694,6 +1705,8 @@ def carry_out(frame, memory):
     open_run(frame, memory)
     r.checked = seconds()
     done = on_team(frame)
+    if r.granted > 1 and seconds() - at(r.meeting, MEETING).looked > LOOK_SECONDS:
+        look(frame)
     call(r.release, np.int32(r.granted), r.team)
     if not done:
         return
@@ -1847,8 +1860,8 @@ def judge(stream, asked, helped):
     took = seconds() - q.began
     if q.since == 0.0:
         q.since, q.settling = q.began, SETTLED
-    if q.helped and took > NO_QUESTION:
-        end_trial(q, TRIED_AT_LAST, took)
+    if q.timed < TRIED and took > NO_QUESTION:
+        end_trial(q, NO_QUESTION_TIMES * took, took)
     elif asked and q.settling == SETTLED and not helped and q.began - q.since < AWAKE:
         pass  # until they have woken up ...
     elif q.settling:

@@ -102,6 +102,8 @@ def live(me):
             if peek(me) != CALLED:
                 cond_wait(me + WAKE, me + LOCK)
             poke(me + 8, 0)
+            if w.signalled == 0.0:
+                w.signalled = seconds()  # it did not sleep at all
             mutex_unlock(me + LOCK)
             since = 0.0  # whoever woke us up may have gone on alone, and will be back
         if not swap(me, CALLED, PRESENT):
@@ -243,15 +245,22 @@ def release(granted, team):
         poke(team, 0)
 
 
+def asleep(team):
+    """Whether who would be called first is asleep, or not born yet."""
+    return np.int32(at(team, TEAM).size == 0 or peek(worker_of(team, 1) + 8) != 0)
+
+
 live_kernel = Kernel(live, "void(int64)")
 acquire_kernel = Kernel(acquire, "int32(int32, float64, int64)")
 run_kernel = Kernel(run, "void(int32, int64, int64, int64)")
 release_kernel = Kernel(release, "void(int32, int64)")
+asleep_kernel = Kernel(asleep, "int32(int64)")
 
 
 @once
-def functions() -> tuple[int, int, int, int]:
-    """Addresses of acquire, run and release, and of the team, their last argument, which C functions do not look at."""
+def functions() -> tuple[int, int, int, int, int]:
+    """Addresses of acquire, run, release, asleep, and of the team, their last argument, which C functions do not look
+    at."""
     if (core := backends.compiled()) is not None:
         return (*core.team(), 0)
     memory = np.zeros(TEAM_BYTES + MOST * WORKER_BYTES + 128, np.uint8)
@@ -265,4 +274,5 @@ def functions() -> tuple[int, int, int, int]:
 
     fresh()
     os.register_at_fork(after_in_child=fresh)
-    return acquire_kernel.address, run_kernel.address, release_kernel.address, address
+    kernels = acquire_kernel, run_kernel, release_kernel, asleep_kernel
+    return *(kernel.address for kernel in kernels), address
