@@ -74,7 +74,8 @@ cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
 # Trials of a stream's step, alone and with helpers, in seconds.
-cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance
+cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance; ...
+cdef double WORTH_LEAVING = .9              # ... alone where no helper came: in a moment he may have his CPU again
 cdef double NO_QUESTION = 200e-6            # a step that takes so long alone is worth all helpers there are, ...
 cdef double NO_QUESTION_TIMES = 500         # ... and is not tried again for so many
 cdef double AWAKE = 200e-6                  # until one who is asleep has come, if he can

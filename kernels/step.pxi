@@ -43,6 +43,7 @@ cdef struct Ways:
     double since                # when the steps of a trial began that are made the way it is tried; 0: they have not
     int settling                # of these, not to be timed yet
     int timed                   # ... that were: first TRIED the other way, then as many as before
+    int came                    # ... in which somebody helped
     double seconds[2][TRIED]
 
 
@@ -302,7 +303,7 @@ cdef void try_step(Ways *w) noexcept nogil:
     """One step of a trial: first some the other way, then as many as before, and by the faster one from then on."""
     cdef int turn = w.timed // TRIED
     cdef bint with_helpers = w.helped == turn
-    cdef double began = cpu_seconds(), seconds, other, before
+    cdef double began = cpu_seconds(), seconds, other, before, worth
     cdef bint helped = take_step(&w.step[with_helpers])
     seconds = cpu_seconds() - began
     if w.since == 0:
@@ -317,12 +318,14 @@ cdef void try_step(Ways *w) noexcept nogil:
     else:
         w.seconds[turn][w.timed % TRIED] = seconds
         w.timed += 1
+        w.came += helped
         if w.timed == TRIED:
             w.since = 0
         elif w.timed == 2 * TRIED:
             other = median(w.seconds[0])
             before = median(w.seconds[1])
-            if other < WORTH_CHANGING * before:
+            worth = WORTH_LEAVING if w.helped and w.came <= TRIED // 2 else WORTH_CHANGING
+            if other < worth * before:
                 w.helped = not w.helped
                 end_trial(w, TRIED_AGAIN, other)
             else:
@@ -336,6 +339,7 @@ cdef void end_trial(Ways *w, double period, double step) noexcept nogil:
     w.pause = 1 + <Py_ssize_t>(period / max(step, 1e-8))
     w.since = 0
     w.timed = 0
+    w.came = 0
 
 
 cdef double median(double *a) noexcept nogil:
@@ -403,6 +407,7 @@ cdef class OpenLayer:
         w.pause = TRIED_FIRST
         w.since = 0
         w.timed = 0
+        w.came = 0
         return 0
 
     cdef Memory cut(self, Step *t):

@@ -4,7 +4,6 @@ Whatever changes a process runs in one of its own. Speed is not tested here: lim
 none, and are several times what is promised.
 """
 
-import math
 import os
 import platform
 import signal

@@ -412,7 +412,7 @@ class Stream:
         self._dividing = threading.Lock()
         if self._data[0]["busy"]:
             q = self._data[0]
-            q["halfway"], q["laid"], q["since"], q["timed"], q["busy"] = 1, 0, 0, 0, 0
+            q["halfway"], q["laid"], q["since"], q["timed"], q["came"], q["busy"] = 1, 0, 0, 0, 0, 0
 
     def set_state(self, h: Array, c: Array | None) -> None:
         """Go on from h (num_layers, B, H), and c for LSTM."""

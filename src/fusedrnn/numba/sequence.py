@@ -77,7 +77,7 @@ STREAMING = 0.25
 COST_BESIDE, COST_FAR, FAR_SECONDS = 1000.0, 2500.0, 120e-9
 LOOK_SECONDS, LOOK_PATIENCE, MEETINGS = 0.1, 20e-6, 64
 TRIED, SETTLED, TRIED_FIRST = 7, 2, 32
-WORTH_CHANGING, NO_QUESTION, NO_QUESTION_TIMES, AWAKE = 0.95, 200e-6, 500.0, 200e-6
+WORTH_CHANGING, WORTH_LEAVING, NO_QUESTION, NO_QUESTION_TIMES, AWAKE = 0.95, 0.9, 200e-6, 500.0, 200e-6
 TRIED_AGAIN, TRIED_AT_LAST, TRIAL_TIMES = 2e-3, 16e-3, 50.0
 NO_TIME = 1e300
 
@@ -1762,7 +1762,7 @@ STREAM = np.dtype(
         # halfway: the last step was interrupted, some layers are a step ahead of the others. status: of the last step
         *((name, np.int64) for name in ("halfway", "status", "division")),
         # whether steps call for other threads, and the trials of that: Ways of kernels/step.pxi
-        *((name, np.int64) for name in ("helped", "pause", "settling", "timed")),
+        *((name, np.int64) for name in ("helped", "pause", "settling", "timed", "came")),
         *((name, np.float64) for name in ("period", "since", "began")),
         ("seconds", np.float64, (2 * TRIED,)),
     ]
@@ -1836,7 +1836,7 @@ def take_division(stream, division):
     if not swap(stream + BUSY_AT, 0, 1):
         return False
     q.division, q.laid = division, 0
-    q.helped, q.pause, q.period, q.since, q.timed = 1, TRIED_FIRST, TRIED_AGAIN, 0.0, 0
+    q.helped, q.pause, q.period, q.since, q.timed, q.came = 1, TRIED_FIRST, TRIED_AGAIN, 0.0, 0, 0
     poke(stream + BUSY_AT, 0)
     return True
 
@@ -1869,11 +1869,13 @@ def judge(stream, asked, helped):
     else:
         at(stream + SECONDS_AT + 8 * q.timed, TIME).seconds = took
         q.timed = q.timed + 1
+        if helped:
+            q.came = q.came + 1
         if q.timed == TRIED:
             q.since = 0.0
         elif q.timed == 2 * TRIED:
             other, before = median(stream + SECONDS_AT), median(stream + SECONDS_AT + 8 * TRIED)
-            if other < WORTH_CHANGING * before:
+            if other < (WORTH_LEAVING if q.helped and q.came <= TRIED // 2 else WORTH_CHANGING) * before:
                 q.helped = 1 - q.helped
                 end_trial(q, TRIED_AGAIN, other)
             else:
@@ -1886,7 +1888,7 @@ def end_trial(q, period, step):
     """Steps of so many seconds until the next one."""
     q.period = min(period, TRIED_AT_LAST)
     q.pause = 1 + np.int64(period / max(step, 1e-8))
-    q.since, q.timed = 0.0, 0
+    q.since, q.timed, q.came = 0.0, 0, 0
 
 
 @inner
