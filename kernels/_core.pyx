@@ -81,7 +81,7 @@ cdef double NO_QUESTION_TIMES = 500         # ... and is not tried again for so 
 cdef double AWAKE = 200e-6                  # until one who is asleep has come, if he can
 cdef double TRIED_AGAIN = 2e-3              # until the next trial: ten slow steps, and 10 us to wake a helper, ...
 cdef double TRIED_AT_LAST = 16e-3           # ... twice as late each time, up to this, if nothing has changed, ...
-cdef double TRIAL_TIMES = 50                # ... and so many times what one has lost, if that is more
+cdef double TRIAL_TIMES = 200               # ... and so many times what one has lost, if that is more
 
 # The cost model of `divide`, in nanoseconds and bytes per nanosecond; only ratios matter. A barrier and a call of two
 # threads, measured; how both grow with them is a guess. A line is 64 bytes that another rank has written, between cores

@@ -129,8 +129,8 @@ cdef unsigned long MEETING_EPOCH = 0
 
 
 cdef void look() noexcept:
-    """Whether two threads share no cache, by the time in which they meet. The caller has the team, two or more. One that
-    has to wait for a CPU is far enough: no more runs."""
+    """Whether two threads share no cache, by the time in which they meet. The caller has the team, two or more of it.
+    Who has to wait for a CPU is far enough: no more runs."""
     global LOOKED, FAR, MEETING_EPOCH
     cdef double began = 0, took, best = 1
     cdef Probe p
@@ -176,8 +176,8 @@ cdef bint far_apart():
 
 
 def far(seconds=None):
-    """Whether threads count as far apart; with `seconds`, they do where a barrier takes longer from now on, and a look is
-    due."""
+    """Whether threads count as far apart; with `seconds`, they do from now on where a barrier takes longer, and it is
+    time to look."""
     global FAR_SECONDS, LOOKED
     if seconds is not None:
         FAR_SECONDS = seconds
