@@ -473,6 +473,7 @@ assert away > 60, away
 
 
 @pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
+@pytest.mark.skipif(SANITIZED, reason="instrumented steps are long ones, and those always have helpers")
 def test_a_stream_whose_helpers_have_no_cpu_does_without():
     """They share its one CPU, and whether one of them holds a block when it is taken off is chance: the steps with
     helpers may be a thousand times as long as those alone."""
@@ -843,6 +844,7 @@ assert often(2000, short, 0) > 0
 
 @pytest.mark.skipif(not LINUX, reason="threads are counted the Linux way")
 @pytest.mark.skipif(fr.threads.available_cpus() < 2, reason="needs two CPUs")
+@pytest.mark.skipif(SANITIZED, reason="instrumented steps are long ones, and those always have helpers")
 def test_a_short_step_now_and_then_wakes_nobody():
     """Nor does a stream's, once it has tried either way: waking a helper takes three times as long as the step."""
     python(
