@@ -104,21 +104,14 @@ def bandwidth(Py_ssize_t size, int threads=1, double seconds=.02):
     return <double>size * threads / probe(&p, threads, seconds)
 
 
-cdef Memory meeting_place(Probe *p, int threads):
-    """A probe of so many threads that meet, and the memory in which they do."""
-    cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
-    memset(p, 0, sizeof(Probe))
-    p.threads = threads
-    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
-    memset(p.lines, 0, threads * sizeof(barrier_line))
-    return memory
-
-
 def barrier_cost(int threads, double seconds=.02):
     """Seconds until `threads` threads have met at a barrier that they came to together."""
     cdef Probe p
     check_threads(threads)
-    cdef Memory memory = meeting_place(&p, threads)             # its owner
+    memset(&p, 0, sizeof(p))
+    cdef Memory memory = Memory(threads * sizeof(barrier_line) + 64)
+    p.lines = <barrier_line *>(memory.data + (<size_t>memory.data & 64))
+    memset(p.lines, 0, threads * sizeof(barrier_line))
     return probe(&p, threads, seconds)
 
 

@@ -403,11 +403,8 @@ cdef class OpenLayer:
             divide_for(&self.run, threads, False, True)
         w.two = self.run.size > 1
         self.helped = self.cut(&w.step[1]) if w.two else None
-        w.period = TRIED_AGAIN
+        end_trial(w, TRIED_AGAIN, 1)
         w.pause = TRIED_FIRST
-        w.since = 0
-        w.timed = 0
-        w.came = 0
         return 0
 
     cdef Memory cut(self, Step *t):

@@ -1836,7 +1836,9 @@ def take_division(stream, division):
     if not swap(stream + BUSY_AT, 0, 1):
         return False
     q.division, q.laid = division, 0
-    q.helped, q.pause, q.period, q.since, q.timed, q.came = 1, TRIED_FIRST, TRIED_AGAIN, 0.0, 0, 0
+    q.helped = 1
+    end_trial(q, TRIED_AGAIN, 1.0)
+    q.pause = TRIED_FIRST
     poke(stream + BUSY_AT, 0)
     return True
 
