@@ -71,6 +71,7 @@ cdef enum:
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
 cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
+cdef double FAIR = 1.05
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
 # Trials of a stream's step, alone and with helpers, in seconds.

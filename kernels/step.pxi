@@ -24,7 +24,8 @@ cdef struct Step:
     Py_ssize_t strips, parts    # blocks = strips of units x parts of the batch, ...
     bint by_part                # ... part by part, or strip by strip
     Py_ssize_t blocks
-    Py_ssize_t units, rows      # of a block; units in vectors
+    Py_ssize_t pieces, piece    # all units are so many pieces of so many vectors: strips consist of whole ones
+    Py_ssize_t units, rows      # of a block, at most; units in vectors
     Py_ssize_t stride           # of a segment of a block's gate rows, in elements
     char *bias                  # by strip, laid out like these rows
     block_line *block           # [blocks]
@@ -49,6 +50,7 @@ cdef struct Ways:
 
 cdef struct Block:
     # What a block is, and where a rank makes it. All rows as if they began with unit 0.
+    Py_ssize_t strip
     Py_ssize_t first, last      # units, in vectors
     Py_ssize_t row, rows
     Py_ssize_t at, bytes        # of its units in a row of a state
@@ -59,13 +61,28 @@ cdef struct Block:
     Py_ssize_t pitch
 
 
+cdef Py_ssize_t largest_share(Py_ssize_t units, Py_ssize_t piece, int shares) noexcept nogil:
+    """How many of the units fall to one of so many, where whole pieces do."""
+    cdef Py_ssize_t pieces = (units + piece - 1) // piece, most = 0
+    cdef int i
+    for i in range(shares):
+        most = max(most, min(part(pieces, i + 1, shares) * piece, units) - part(pieces, i, shares) * piece)
+    return most
+
+
+cdef inline Py_ssize_t strip_begin(Step *t, Py_ssize_t strip) noexcept nogil:
+    """The first unit of a strip: those of a rank, and its strips among them, have all about as many."""
+    return t.pieces * strip // t.strips * t.piece
+
+
 cdef Block block_of(Step *t, Py_ssize_t which, int rank) noexcept nogil:
     cdef Layer *l = &t.run.direction[0].layer
     cdef Py_ssize_t size = l.tiles.itemsize, lanes = l.tiles.lanes
     cdef Py_ssize_t strip = which % t.strips if t.by_part else which // t.parts
     cdef Block b
-    b.first = strip * t.units
-    b.last = min(b.first + t.units, l.units)
+    b.strip = strip
+    b.first = strip_begin(t, strip)
+    b.last = min(strip_begin(t, strip + 1), l.units)
     b.row = (which // t.strips if t.by_part else which % t.parts) * t.rows
     b.rows = min(t.rows, t.run.direction[0].B - b.row)
     b.at = b.first * lanes * size
@@ -128,7 +145,8 @@ cdef void make_block(Step *t, Block *b, int rank, int stage, bint backwards, cha
                 memcpy(<char *>gates[i] + v * segment + b.at, left + v * state + b.at, b.bytes)
             a[i] = left + source * state
     aim(t, b, &p, &l.h[stage], &l.x if stage == 0 else &l.h[stage],
-        b.first if not t.by_part and t.parts > 1 else b.first - t.units if backwards else b.last)
+        b.first if not t.by_part and t.parts > 1 else b.last if not backwards
+        else strip_begin(t, b.strip - 1) if b.strip else -1)
     p.a = <const void **>(h_prev if source < 0 else a)
     p.out = gates
     p.out_offset = l.cell.h[stage].segment * t.stride
@@ -412,11 +430,13 @@ cdef class OpenLayer:
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
         cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
-        cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, size, at, bias, i, v
+        cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, fewer, at, bias, i, v
+        cdef int size, shares
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
         cdef Memory memory
         size = self.run.size
+        shares = 1 if self.run.groups > 1 else size             # of the units
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
         t.size = size
         t.streams = l.units * bytes > size * L2_SHARE
@@ -424,15 +444,22 @@ cdef class OpenLayer:
         t.parts = max((d.B + CHUNK - 1) // CHUNK, self.run.groups)
         t.rows = max(1, (d.B + t.parts - 1) // t.parts)
         t.parts = (d.B + t.rows - 1) // t.rows
-        t.units = panel if t.rows >= FEW_ROWS else 2 * panel    # one row takes two panels at a time
-        t.strips = (l.units + t.units - 1) // t.units
-        while t.strips > 1 and 2 * t.units * t.rows * bytes <= SIGNAL_WORK * l.tiles.itemsize and (
-            size == 1 or t.strips * t.parts > MOST_BLOCKS * size
-            or t.strips * t.parts >= 2 * LEAST_BLOCKS * size
-            and t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) < LEAST_TIME
-        ):
-            t.units *= 2
-            t.strips = (l.units + t.units - 1) // t.units
+        t.piece = panel
+        if t.rows < FEW_ROWS and largest_share(l.units, 2 * panel, shares) <= FAIR * largest_share(l.units, panel, shares):
+            t.piece = 2 * panel                                 # one row takes two panels at a time
+        t.pieces = (l.units + t.piece - 1) // t.piece
+        t.strips = t.pieces
+        while True:
+            t.units = (t.pieces + t.strips - 1) // t.strips * t.piece
+            fewer = ((t.strips + 1) // 2 + shares - 1) // shares * shares
+            if fewer >= t.strips or 2 * t.units * t.rows * bytes > SIGNAL_WORK * l.tiles.itemsize or (
+                size > 1 and t.strips * t.parts <= MOST_BLOCKS * size and (
+                    fewer * t.parts < LEAST_BLOCKS * size
+                    or t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) >= LEAST_TIME
+                )
+            ):
+                break
+            t.strips = fewer
         t.blocks = t.strips * t.parts
         t.stride = padded(t.units * l.tiles.lanes, l.tiles.itemsize)
         pitch = t.stride * l.tiles.itemsize
