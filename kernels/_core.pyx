@@ -56,6 +56,7 @@ cdef enum:
     LEAST_BLOCKS = 2        # of an open step for each rank, where there are rows enough: one may be the slower by far
     MOST_BLOCKS = 16        # ... and at most: asking whose a block is takes some 0.1 us, ...
     LEAST_TIME = 4000       # ... so a block of fewer nanoseconds may as well be a larger one
+    WAYS = 3                # to make a step of a stream
     TRIED = 7               # steps of a stream that are timed the other way and as before, for their medians, ...
     SETTLED = 2             # ... after so many that are not, ...
     TRIED_FIRST = 32        # ... after so many steps for the first time
@@ -71,11 +72,11 @@ cdef enum:
 cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
 cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
-cdef double FAIR = 1.05
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
 
-# Trials of a stream's step, alone and with helpers, in seconds.
+# Trials of a stream's step, alone and with helpers, by units and by rows, in seconds.
 cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance; ...
+cdef double WORTH_DEALING = .98             # ... dealt to helpers in another way, which chance meets alike; ...
 cdef double WORTH_LEAVING = .9              # ... alone where no helper came: in a moment he may have his CPU again
 cdef double NO_QUESTION = 200e-6            # a step that takes so long alone is worth all helpers there are, ...
 cdef double NO_QUESTION_TIMES = 500         # ... and is not tried again for so many
@@ -89,6 +90,7 @@ cdef double TRIAL_TIMES = 200               # ... and so many times what one has
 # that share no cache. Between those that do it costs a tenth, and they lose little by what is best for the others.
 cdef double COST_BARRIER = 350, COST_CALL = 2000, COST_LINE = 20
 cdef Py_ssize_t MET_ROWS = 4                # h of so few rows is a part of the barrier
+cdef double FAIR = 1.05                     # two panels at a time are worth a share so much larger
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double COST_BESIDE = 1000, COST_FAR = 2500     # a step, where threads share no cache: by rows, or units, apart
 cdef double FAR_SECONDS = 120e-9        # which is so where a barrier takes that long; ...

@@ -35,16 +35,18 @@ cdef struct Step:
 
 
 cdef struct Ways:
-    # A step alone, cut into as few blocks as may be, and one with helpers: the faster one when they were last tried.
-    Step step[2]
-    bint two                    # there is a choice
-    bint helped                 # the one that steps are made by
-    Py_ssize_t pause            # steps until the next trial
+    # A step alone, cut into as few blocks as may be, and with helpers, by units or by rows, as the cost model has it or
+    # the other way round: the one that was fastest when they were last tried.
+    Step step[WAYS]
+    int count
+    int way                     # the one that steps are made by
+    int other                   # the one that the next trial is of
+    Py_ssize_t pause            # steps until then
     double period               # seconds from one to the next
     double since                # when the steps of a trial began that are made the way it is tried; 0: they have not
     int settling                # of these, not to be timed yet
     int timed                   # ... that were: first TRIED the other way, then as many as before
-    int came                    # ... in which somebody helped
+    int came                    # ... as before, in which somebody helped
     double seconds[2][TRIED]
 
 
@@ -305,13 +307,13 @@ cdef bint open_stage(Step *t, int size) noexcept nogil:
 
 
 cdef void open_step(Ways *w) noexcept nogil:
-    """A step by the way that was faster, or one of a trial."""
-    cdef Step *t = &w.step[w.helped]
-    if not w.two:
+    """A step by the way that was fastest, or one of a trial."""
+    cdef Step *t = &w.step[w.way]
+    if w.count == 1:
         take_step(t)
     elif w.pause == 0:
         try_step(w)
-    elif take_step(t) or not w.helped:
+    elif take_step(t) or t.size == 1:
         w.pause -= 1
     else:
         w.pause //= 2                                           # nobody came: it may be time to do without
@@ -320,39 +322,49 @@ cdef void open_step(Ways *w) noexcept nogil:
 cdef void try_step(Ways *w) noexcept nogil:
     """One step of a trial: first some the other way, then as many as before, and by the faster one from then on."""
     cdef int turn = w.timed // TRIED
-    cdef bint with_helpers = w.helped == turn
-    cdef double began = cpu_seconds(), seconds, other, before, worth
-    cdef bint helped = take_step(&w.step[with_helpers])
+    cdef Step *other = &w.step[w.other]
+    cdef Step *way = &w.step[w.way]
+    cdef Step *t = way if turn else other
+    cdef double began = cpu_seconds(), seconds, tried, before, worth
+    cdef bint helped = take_step(t)
     seconds = cpu_seconds() - began
     if w.since == 0:
         w.since = began
         w.settling = SETTLED
-    if turn == 0 and seconds > NO_QUESTION:
+    if turn == 0 and seconds > NO_QUESTION and (other.size == 1 or way.size == 1):
         end_trial(w, NO_QUESTION_TIMES * seconds, seconds)
-    elif with_helpers and w.settling == SETTLED and not helped and began - w.since < AWAKE:
+    elif t.size > 1 and w.settling == SETTLED and not helped and began - w.since < AWAKE:
         pass                                                    # until they have woken up ...
     elif w.settling:
         w.settling -= 1                                         # ... and the weights are where this way wants them
     else:
         w.seconds[turn][w.timed % TRIED] = seconds
         w.timed += 1
-        w.came += helped
+        if helped:
+            w.came += turn
         if w.timed == TRIED:
             w.since = 0
         elif w.timed == 2 * TRIED:
-            other = median(w.seconds[0])
+            tried = median(w.seconds[0])
             before = median(w.seconds[1])
-            worth = WORTH_LEAVING if w.helped and w.came <= TRIED // 2 else WORTH_CHANGING
-            if other < worth * before:
-                w.helped = not w.helped
-                end_trial(w, TRIED_AGAIN, other)
+            worth = WORTH_CHANGING
+            if way.size > 1 and other.size > 1:
+                worth = WORTH_DEALING
+            elif way.size > 1 and w.came <= TRIED // 2:
+                worth = WORTH_LEAVING
+            if tried < worth * before:
+                w.way = w.other
+                end_trial(w, TRIED_AGAIN, tried)
             else:
                 w.period = min(2 * w.period, TRIED_AT_LAST)
-                end_trial(w, max(w.period, TRIAL_TIMES * (TRIED + SETTLED) * (other - before)), before)
+                end_trial(w, max(w.period, TRIAL_TIMES * (TRIED + SETTLED) * (tried - before)), before)
 
 
 cdef void end_trial(Ways *w, double period, double step) noexcept nogil:
-    """Steps of so many seconds until the next one."""
+    """Steps of so many seconds until the next one, of the next way."""
+    w.other = (w.other + 1) % w.count
+    if w.other == w.way:
+        w.other = (w.other + 1) % w.count
     w.period = min(period, TRIED_AT_LAST)
     w.pause = 1 + <Py_ssize_t>(period / max(step, 1e-8))
     w.since = 0
@@ -383,7 +395,7 @@ cdef class OpenLayer:
     cdef Run run
     cdef Ways ways
     cdef Memory states          # two of h, which change places every step, and c
-    cdef Memory alone, helped   # of a step by either way
+    cdef list memory            # of a step by each of the ways
 
     def __cinit__(self, Packed packed, Plan plan):
         cdef Direction *d = &self.run.direction[0]
@@ -403,7 +415,6 @@ cdef class OpenLayer:
         d.h0 = self.states.data
         d.y = d.h0 + bytes
         d.c0 = d.y + bytes
-        self.ways.step[0].run = self.ways.step[1].run = &self.run
 
     def __dealloc__(self):
         with nogil:
@@ -412,21 +423,30 @@ cdef class OpenLayer:
     cdef int open(self, int threads) except -1:
         """Lay out the ways to make a step with up to so many ranks; team_quiet() first."""
         cdef Ways *w = &self.ways
+        cdef Run *run = &self.run
         cdef Layer *l = &self.packed.layer
-        divide_for(&self.run, 1, False, False)
-        self.alone = self.cut(&w.step[0])
-        divide_for(&self.run, threads, False, False)
-        w.helped = self.run.size > 1                            # to begin with
-        if not w.helped and <double>self.run.direction[0].B * l.cell.gates * l.H * (l.H + l.inputs) > TRIED_WORK:
-            divide_for(&self.run, threads, False, True)
-        w.two = self.run.size > 1
-        self.helped = self.cut(&w.step[1]) if w.two else None
+        cdef Py_ssize_t B = run.direction[0].B
+        w.count = 0
+        self.memory = []
+        divide_for(run, 1, False, False)
+        self.cut()
+        divide_for(run, threads, False, False)
+        w.way = w.other = run.size > 1                          # to begin with
+        if run.size == 1 and <double>B * l.cell.gates * l.H * (l.H + l.inputs) > TRIED_WORK:
+            divide_for(run, threads, False, True)
+        if run.size > 1:
+            self.cut()
+        if run.size > 1 and B >= max(FEW_ROWS, run.size) and l.units >= run.size:
+            run.width = run.size if run.groups > 1 else 1
+            run.groups = run.size // run.width
+            self.cut()
         end_trial(w, TRIED_AGAIN, 1)
         w.pause = TRIED_FIRST
         return 0
 
-    cdef Memory cut(self, Step *t):
-        """Cut a step into blocks for as many ranks as the run is divided for, and carve out its memory."""
+    cdef int cut(self) except -1:
+        """One more way: cut a step into blocks as the run is divided, and carve out its memory."""
+        cdef Step *t = &self.ways.step[self.ways.count]
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
         cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
@@ -435,6 +455,7 @@ cdef class OpenLayer:
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
         cdef Memory memory
+        t.run = &self.run
         size = self.run.size
         shares = 1 if self.run.groups > 1 else size             # of the units
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
@@ -479,4 +500,6 @@ cdef class OpenLayer:
             b = block_of(t, i, 0)
             for v in range(l.cell.segments):
                 memcpy(b.bias + v * pitch + b.at, l.bias + v * state + b.at, b.bytes)
-        return memory
+        self.memory.append(memory)
+        self.ways.count += 1
+        return 0

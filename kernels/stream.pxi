@@ -173,13 +173,14 @@ cdef class Stream:
             give_flag(&self.busy)
 
     def ranks(self):
-        """For each layer, how many ranks a step has at the moment, and how many if made the other way; or None."""
+        """For each layer, how many ranks a step has at the moment, and how many if made any other way."""
         cdef OpenLayer layer
         cdef Ways *w
+        cdef int i
         found = []
         for layer in self.layers:
             w = &layer.ways
-            found.append((w.step[w.helped].size, w.step[not w.helped].size if w.two else None))
+            found.append(tuple([w.step[(w.way + i) % w.count].size for i in range(w.count)]))
         return found
 
     def forked(self):

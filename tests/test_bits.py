@@ -277,7 +277,7 @@ def test_a_stream_of_one_sequence(core, p):
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_stream_and_its_threads(cell, dtype, size, compiled):
     """Steps that are cut into blocks of units and of rows, for whoever takes them; of sixty some twenty are a trial, in
-    which they are made alone and with helpers."""
+    which they are made another way."""
     function, options = FUNCTIONS[cell]
     B, I, H = size
     layer = getattr(fr, function.upper())(I, H, dtype=dtype, rng=0, backend=compiled.backend, **options).freeze()
