@@ -15,7 +15,7 @@ import os
 
 import numpy
 
-from fusedrnn.threads import at_first
+from fusedrnn.threads import at_first, own_cache
 
 from tiles cimport (
     TEAM_MOST, barrier_line, cpu_compiler, cpu_isa, cpu_seconds, cpu_tiles, product_t, team_acquire,
@@ -69,7 +69,10 @@ cdef enum:
     SHARED_WORK = 300000    # multiply-adds of a block, some 5 us, worth asking whose turn it is
 
 
-cdef Py_ssize_t L2_SHARE = 600 * 1024       # bytes of weights that stay in one core's L2 (1 MB or more) over the steps
+# Bytes of weights that stay in one core's L2: over the steps of a call, and from a call or a stream's step to the next,
+# between which its caller is at work. And those that each rank rather reads for itself than what another has written,
+# where threads are far apart: half of them from beyond L2.
+cdef Py_ssize_t L2_STAYS, L2_RETURNS, L2_APART
 cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
@@ -442,5 +445,6 @@ cdef int choose_isa() except -1:
     return 0
 
 
+near(own_cache())
 choose_isa()
 set_num_threads(at_first())

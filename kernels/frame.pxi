@@ -128,7 +128,7 @@ cdef void open_worker(Worker *k, Run *run, int rank) noexcept nogil:
 # The partition: rows of the batch over `groups`, the units of a group over `width` threads
 
 
-cdef double step_cost(Direction *d, int groups, int width) noexcept:
+cdef double step_cost(Direction *d, int groups, int width, bint far) noexcept:
     """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and,
     where no rank has to share the weights, what one reads of another's."""
     cdef Layer *l = &d.layer
@@ -137,13 +137,14 @@ cdef double step_cost(Direction *d, int groups, int width) noexcept:
     cdef double panel = l.tiles.lanes * l.cell.gates, even = l.units * panel / width    # panels are shared by rows too
     cdef double columns = even if rows >= FEW_ROWS else (l.units + width - 1) // width * panel  # where rows are many
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
-    cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
+    cdef double near = L2_RETURNS if d.steps == 1 else L2_APART if far else L2_STAYS
+    cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < near else RATE_L3
     cdef double of_x = (even if d.steps > 1 else columns) * l.inputs
     cdef double arithmetic = rows * (columns * l.H + of_x) * size / 4 / RATE_FMA
     cdef double pointwise = rows * columns * size / 4 * .3
-    cdef double streaming = STREAMING * weights / rate if weights > L2_SHARE else 0
+    cdef double streaming = STREAMING * weights / rate if weights > near else 0
     cdef double meeting = COST_BARRIER * l.cell.stages * (width + 2) / 4 if width > 1 else 0
-    if width > 1 and rows > MET_ROWS and d.steps > 1 and l.units * panel * l.H * size <= L2_SHARE:
+    if width > 1 and rows > MET_ROWS and d.steps > 1 and l.units * panel * l.H * size <= near:
         meeting += COST_LINE * rows * l.H * size / 64 * (width - 1) / width             # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
@@ -181,7 +182,7 @@ cdef void divide_for(Run *run, int wanted, bint far, bint shared):
     cdef int directions = run.directions
     cdef int each = max(1, wanted // directions), width, groups, size
     cdef double scale = 3 if run.backward else 1, cost
-    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1), best = 1e300 if shared else alone
+    cdef double alone = scale * directions * d.steps * step_cost(d, 1, 1, far), best = 1e300 if shared else alone
     run.size = run.width = 1
     run.groups = directions
     run.patience = 0
@@ -191,7 +192,7 @@ cdef void divide_for(Run *run, int wanted, bint far, bint shared):
         groups = min(each // width, d.B)
         while groups * width * directions > 1:
             size = groups * width * directions
-            cost = COST_CALL * (size + 6) / 8 + scale * d.steps * step_cost(d, groups, width)
+            cost = COST_CALL * (size + 6) / 8 + scale * d.steps * step_cost(d, groups, width, far)
             if far:
                 cost += scale * d.steps * (COST_FAR if width > 1 else COST_BESIDE)
             if cost < best:

@@ -168,6 +168,14 @@ cdef bint far_apart():
     return FAR
 
 
+def near(Py_ssize_t size):
+    """From now on a core's L2 counts as so many bytes."""
+    global L2_STAYS, L2_RETURNS, L2_APART
+    L2_STAYS = 15 * size // 16
+    L2_RETURNS = 3 * size // 5
+    L2_APART = 11 * size // 5
+
+
 def far(seconds=None):
     """Whether threads count as far apart; with `seconds`, they do from now on where a barrier takes longer, and it is
     time to look."""

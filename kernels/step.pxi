@@ -460,7 +460,7 @@ cdef class OpenLayer:
         shares = 1 if self.run.groups > 1 else size             # of the units
         bytes = <double>l.cell.gates * l.tiles.lanes * (l.H + l.inputs) * l.tiles.itemsize
         t.size = size
-        t.streams = l.units * bytes > size * L2_SHARE
+        t.streams = l.units * bytes > size * L2_RETURNS
         t.by_part = self.run.groups > 1
         t.parts = max((d.B + CHUNK - 1) // CHUNK, self.run.groups)
         t.rows = max(1, (d.B + t.parts - 1) // t.parts)

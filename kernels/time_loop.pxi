@@ -12,8 +12,8 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
     - all, of a matrix as it came, a few rows of which pass at a time;
     - a panel, of a late matrix, which is packed for it;
     - a panel, where the rows are many: what the product has made is still in L1 for the pointwise part. But all, where
-      nobody shares the units and all weights fit L2: a row's part of a panel is far from that of the next row, and what
-      CPUs fetch ahead from row to row reaches past the last one, into rows that another group is writing;
+      nobody shares the units and their weights are not far away: a row's part of a panel is far from that of the next
+      row, and what CPUs fetch ahead from row to row reaches past the last one, into rows that another group is writing;
     - a few panels, of weights from beyond L2, where the rows are few: turning points for the serpentine;
     - all else.
 
@@ -31,18 +31,19 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
     cdef double work = <double>p.rows * p.segments * p.depth * lanes * each
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
-    cdef bint streams = g.most * unit_bytes > L2_SHARE          # the weights come from beyond L2 in every step
+    cdef Py_ssize_t weights = g.most * unit_bytes
+    cdef bint streams = weights > (L2_STAYS if g.steps > 1 else L2_RETURNS)     # they come from beyond L2 in every step
     p.prefetch = False
     p.backwards = backwards and rows < FEW_ROWS and not m.late
     if m.plain:
         pass                                                    # all columns of a few rows at a time
     elif m.late:
         span = panel
-    elif rows >= FEW_ROWS and (width > 1 or streams or f == NULL or work * g.units > SIGNAL_WORK):
+    elif rows >= FEW_ROWS and (width > 1 or weights > L2_APART or f == NULL or work * g.units > SIGNAL_WORK):
         span = panel
         whole = g.even if m.gated else g.even_panels
         p.prefetch = streams or f == NULL                       # W_ih has to make room in L2 while the steps go on
-    elif streams:
+    elif rows < FEW_ROWS and streams:
         span = 2 * panel                                        # one row takes two panels at a time
         span *= max(1, SERPENT // (span * unit_bytes))
     if whole < g.units:

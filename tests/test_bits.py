@@ -115,6 +115,21 @@ def test_any_number_of_threads(core, p):
         assert_same(forward(core, p)[0], {name: want[name] for name in ("y", "h_n", "c_n")})
 
 
+@each_cell
+def test_any_cache(core, p):
+    """Weights that stay in a core's own cache, and weights that do not, are dealt out and read in other ways."""
+    if not hasattr(core, "near"):
+        pytest.skip("compiled for the cache at hand")
+    core.set_num_threads(2)
+    want = run(core, p)
+    try:
+        for size in (4 << 10, 64 << 20):
+            core.near(size)
+            assert_same(run(core, p), want)
+    finally:
+        core.near(fr.threads.own_cache())
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_large_gradients(cell, compiled):
     """Blocks of dW one after the other, and the matrix of dx where their operands were: nobody comes too early."""

@@ -161,6 +161,22 @@ def test_number_of_threads_respects_control_groups(monkeypatch, tmp_path, groups
     assert fr.threads.available_cpus() == cpus
 
 
+@pytest.mark.parametrize(("found", "size"), [(512 << 10, 512 << 10), (12 << 20, 2 << 20), (0, 1 << 20), (-1, 1 << 20)])
+def test_own_cache(found, size, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_LEVEL2_CACHE_SIZE": found}[name], raising=False)
+    assert fr.threads.own_cache() == size
+
+
+def test_own_cache_of_a_system_that_does_not_know_it(monkeypatch):
+    def sysconf(_name):
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(os, "sysconf", sysconf, raising=False)
+    assert fr.threads.own_cache() == 1 << 20
+    monkeypatch.delattr(os, "sysconf")
+    assert fr.threads.own_cache() == 1 << 20
+
+
 @pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--junk"), ("junk",)])
 def test_arguments_that_no_command_takes(arguments):
     result = python("-m", "fusedrnn", *arguments)

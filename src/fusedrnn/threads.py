@@ -103,6 +103,20 @@ def available_cpus() -> int:
     return max(1, min(allowed, math.ceil(min(_quota(), MOST))))
 
 
+def own_cache() -> int:
+    """Look up how large the cache is that a thread has to itself.
+
+    Returns
+    -------
+    int
+        Bytes of L2, at most 2 MB of them, since a larger one is shared; 1 MB where the system does not say.
+    """
+    found = 0
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    return min(found, 2 << 20) if found > 0 else 1 << 20
+
+
 def _quota() -> float:
     """The CPUs whose time the control groups of this process, and those around them, leave it; infinity without any."""
     least = math.inf

@@ -20,6 +20,8 @@ from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from fusedrnn.threads import own_cache
+
 __all__ = ["CPU", "VECTOR_BYTES", "Kernel", "emitted", "inlined", "inner", "once", "public"]
 
 if config.DISABLE_JIT:  # type: ignore[attr-defined]
@@ -207,8 +209,8 @@ emitted = intrinsic
 
 
 def _stamp() -> str:
-    """Changes when any source of this folder or the vector width does: Numba itself looks at one file only."""
-    digest = hashlib.sha256(repr((VECTOR_BYTES, numba.__version__)).encode())
+    """Changes when any source of this folder does, or what they ask of the CPU: Numba itself looks at one file only."""
+    digest = hashlib.sha256(repr((VECTOR_BYTES, own_cache(), numba.__version__)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()

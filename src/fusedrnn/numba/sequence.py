@@ -43,6 +43,7 @@ from fusedrnn.numba.machine import (
 from fusedrnn.numba.team import spin
 from fusedrnn.numba.tile import LEFT, PACK, PANEL, POINTWISE, PRODUCT, record, widths_for
 from fusedrnn.numba.vec import real, set_real
+from fusedrnn.threads import own_cache
 
 __all__ = ["CELL", "FRAME_BYTES"]
 
@@ -66,7 +67,7 @@ FEW_ROWS = 8
 SHARED_WORK = 300000
 PIECE = 16 * 1024 * 1024
 CLEARED = 32
-L2_SHARE = 600 * 1024
+L2_STAYS, L2_RETURNS, L2_APART = 15 * own_cache() // 16, 3 * own_cache() // 5, 11 * own_cache() // 5
 PATIENCE = 1e-3
 SIGNAL_SECONDS = 0.05
 SIGNAL_WORK = 2e7
@@ -619,13 +620,14 @@ def stage(k, m, p, q, shared, backwards):
     rows = max(product.rows, point.rows)
     work = 1.0 * product.rows * product.segments * product.depth * l.lanes * each
     unit_bytes = each * a.depth * VECTOR_BYTES
-    streams = group.most * unit_bytes > L2_SHARE  # the weights come from beyond L2 in every step
-    if rows >= FEW_ROWS and (width > 1 or streams or point.rows == 0 or work * group.units > SIGNAL_WORK):
+    weights = group.most * unit_bytes
+    streams = weights > (L2_STAYS if group.steps > 1 else L2_RETURNS)  # they come from beyond L2 in every step
+    product.prefetch = 0
+    if rows >= FEW_ROWS and (width > 1 or weights > L2_APART or point.rows == 0 or work * group.units > SIGNAL_WORK):
         span = 1 if a.gated else PANEL
-    elif streams:
+        product.prefetch = 1 if streams or point.rows == 0 else 0  # W_ih has to make room in L2 while the steps go on
+    elif rows < FEW_ROWS and streams:
         span = max(1, SERPENT // (2 * PANEL * unit_bytes)) * 2 * PANEL
-    # W_ih, too, has to make room in L2 while the steps go on
-    product.prefetch = 1 if rows >= FEW_ROWS and (streams or point.rows == 0) else 0
     for _ in range(width if shared else 1):
         first, last = part(group.units, whose, width), part(group.units, whose + 1, width)
         blocks, origin = 1, first
@@ -1252,7 +1254,7 @@ def open_worker(k, run, rank):
 
 
 @inner
-def step_cost(d, groups, width):
+def step_cost(d, groups, width, far):
     """Nanoseconds a step, roughly: arithmetic or the stream of the weights, whichever is slower, the barriers, and,
     where no rank has to share the weights, what one reads of another's."""
     q = at(d, DIRECTION)
@@ -1260,13 +1262,14 @@ def step_cost(d, groups, width):
     units, rows = (l.H + l.lanes - 1) // l.lanes, (q.B + groups - 1) // groups
     columns = 1.0 * ((units + width - 1) // width) * l.lanes * get(l.cell, GATES)
     weights = columns * l.size * (l.H + l.inputs if q.steps == 1 else l.H)  # a chunk shares W_ih
-    rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < L2_SHARE else RATE_L3
+    near = L2_RETURNS if q.steps == 1 else L2_APART if far else L2_STAYS
+    rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < near else RATE_L3
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
-    streaming = STREAMING * weights / rate if weights > L2_SHARE else 0.0
+    streaming = STREAMING * weights / rate if weights > near else 0.0
     meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
     all_weights = 1.0 * units * l.lanes * get(l.cell, GATES) * l.H * l.size
-    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= L2_SHARE:
+    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= near:
         meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width  # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
@@ -1331,7 +1334,7 @@ def divide(run, wanted, far):
     each = max(1, wanted // directions)
     units = (l.H + l.lanes - 1) // l.lanes
     scale = 3.0 if r.backward else 1.0
-    alone = scale * directions * q.steps * step_cost(d, 1, 1)
+    alone = scale * directions * q.steps * step_cost(d, 1, 1, far)
     best = alone
     r.size = r.width = 1
     r.groups = directions
@@ -1342,7 +1345,7 @@ def divide(run, wanted, far):
         groups = min(each // width, q.B)
         while groups * width * directions > 1:
             size = groups * width * directions
-            cost = COST_CALL * (size + 6) / 8 + scale * q.steps * step_cost(d, groups, width)
+            cost = COST_CALL * (size + 6) / 8 + scale * q.steps * step_cost(d, groups, width, far)
             if far:
                 cost += scale * q.steps * (COST_FAR if width > 1 else COST_BESIDE)
             if cost < best:
