@@ -450,8 +450,9 @@ cdef class OpenLayer:
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
         cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
-        cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, fewer, at, bias, i, v
+        cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, even, fewer, at, bias, i, v
         cdef int size, shares
+        cdef bint pairs
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
         cdef Memory memory
@@ -465,9 +466,9 @@ cdef class OpenLayer:
         t.parts = max((d.B + CHUNK - 1) // CHUNK, self.run.groups)
         t.rows = max(1, (d.B + t.parts - 1) // t.parts)
         t.parts = (d.B + t.rows - 1) // t.rows
-        t.piece = panel
-        if t.rows < FEW_ROWS and largest_share(l.units, 2 * panel, shares) <= FAIR * largest_share(l.units, panel, shares):
-            t.piece = 2 * panel                                 # one row takes two panels at a time
+        even = largest_share(l.units, panel, shares)
+        pairs = t.rows < FEW_ROWS and largest_share(l.units, 2 * panel, shares) <= FAIR * even
+        t.piece = 2 * panel if pairs else panel                 # one row takes two panels at a time
         t.pieces = (l.units + t.piece - 1) // t.piece
         t.strips = t.pieces
         while True:
