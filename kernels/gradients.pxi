@@ -244,13 +244,14 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, if asked for: some rows a turn; or all of them, few as they are, and some columns."""
+    """dx = gate gradients W_ih, if asked for: some rows a turn, as they lie on the tape, where a rank that had a group of
+    its own finds what it has made itself; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
     cdef Py_ssize_t blocks = min(rounded_up((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
-    cdef Py_ssize_t turn = -1, block, row, end, s, n, b
+    cdef Py_ssize_t turn = -1, block, row, end, s, n, b, j
     cdef int whose = k.rank
     cdef product_t p
     if d.grad_x == NULL:
@@ -271,18 +272,14 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
         block = turn // parts
         row = rows * block // blocks
         end = rows * (block + 1) // blocks
-        s = step_of(d, row)
-        n = 0
-        while row < end:
-            while row >= d.offset[s + 1]:
-                s += 1
-            b = d.order[row - d.offset[s]]
-            k.a[n] = tape_row(d, row - d.offset[s], s) + cell.x.segment * l.stride * size
+        s = step_of(d, row) if d.together == d.B else 0
+        for n in range(end - row):
+            tape_find(d, row + n, &j, &s)
+            b = d.order[j]
+            k.a[n] = d.gates + ((row + n) * cell.segments + cell.x.segment) * l.stride * size
             k.out[n] = d.grad_x + time_of(d, b, s) * d.gx_t + b * d.gx_b
-            n += 1
-            row += 1
-        p.rows = n
+        p.rows = end - row
         p.first = p.vectors * (turn - block * parts) // parts
         p.last = p.vectors * (turn - block * parts + 1) // parts
         l.tiles.product(&p)
-        account(k, <double>n * cell.gates * l.H * (p.last - p.first) * l.tiles.lanes)
+        account(k, <double>p.rows * cell.gates * l.H * (p.last - p.first) * l.tiles.lanes)

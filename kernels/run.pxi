@@ -258,6 +258,22 @@ cdef inline Py_ssize_t tape_at(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcep
     return first * d.T + s * min(d.together, d.B - first) + j - first
 
 
+cdef inline void tape_find(Direction *d, Py_ssize_t at, Py_ssize_t *j, Py_ssize_t *s) noexcept nogil:
+    """Which row and step lie there on the tape. s: no later step, to look from."""
+    cdef Py_ssize_t first = 0, rows
+    if d.together == d.B:
+        while at >= d.offset[s[0] + 1]:
+            s[0] += 1
+        j[0] = at - d.offset[s[0]]
+        return
+    while at >= (first + d.together) * d.T:
+        first += d.together
+    rows = min(d.together, d.B - first)
+    at -= first * d.T
+    s[0] = at // rows
+    j[0] = first + at - s[0] * rows
+
+
 cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
     if s < 0 or not d.training:
         return d.c0 + j * d.layer.stride * d.layer.tiles.itemsize
