@@ -6,6 +6,7 @@ Weights are drawn in the other library's layout; nothing here knows how they are
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -347,6 +348,59 @@ def test_keras_layers_that_cannot_be_ported(keras_page):
         draw(theirs)
         with pytest.raises(ValueError, match="cannot be ported"):
             keras_page["keras_parameters"](theirs)
+
+
+# Flax ----------------------------------------------------------------------------------------------------------------
+
+FLAX = {  # the cell here, and which gates have a bias on the side of x, and of h
+    "LSTMCell": ("lstm", "", "ifgo"),
+    "OptimizedLSTMCell": ("lstm", "", "ifgo"),
+    "GRUCell": ("gru", "rzn", "n"),
+    "SimpleCell": ("rnn", [""], ""),
+}
+
+
+def flax_loop(cell, p, x):
+    """What flax.linen's documentation says that a cell does."""
+
+    def sigmoid(a):
+        return 1 / (1 + np.exp(-a))
+
+    def on(side, gate, a):
+        return a @ p[side + gate]["kernel"] + p[side + gate].get("bias", 0)
+
+    h, c = np.zeros((2, B, H), np.float32)
+    y = []
+    for x_t in x:
+        if cell == "lstm":
+            i, f, o = (sigmoid(on("i", gate, x_t) + on("h", gate, h)) for gate in "ifo")
+            c = f * c + i * np.tanh(on("i", "g", x_t) + on("h", "g", h))
+            h = o * np.tanh(c)
+        elif cell == "gru":
+            r, z = (sigmoid(on("i", gate, x_t) + on("h", gate, h)) for gate in "rz")
+            h = (1 - z) * np.tanh(on("i", "n", x_t) + r * on("h", "n", h)) + z * h
+        else:
+            h = np.tanh(on("i", "", x_t) + on("h", "", h))
+        y.append(h)
+    return np.stack(y)
+
+
+@pytest.mark.parametrize("name", FLAX)
+def test_flax(name):
+    cell, of_x, of_h = FLAX[name]
+    p = {}
+    for side, size, biased in (("i", I, of_x), ("h", H, of_h)):
+        for gate in {"lstm": "ifgo", "gru": "rzn", "rnn": [""]}[cell]:
+            p[side + gate] = {"kernel": weights(size, H)} | ({"bias": weights(H)} if gate in [*biased] else {})
+    layer = getattr(fr, cell.upper())(I, H)
+    layer.load_state_dict(dict(zip(layer.parameters, names_of("Flax")["flax_parameters"](p), strict=True)))
+    x = normal(T, B, I)
+    y, _ = layer(x)
+    close(y, flax_loop(cell, p, x))
+    if importlib.util.find_spec("flax"):
+        linen = importlib.import_module("flax.linen")
+        rnn = linen.RNN(getattr(linen, name)(H), time_major=True)
+        close(y, rnn.apply({"params": {"cell": p}}, x))
 
 
 # Here ----------------------------------------------------------------------------------------------------------------
