@@ -244,8 +244,8 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, if asked for: some rows a turn, as they lie on the tape, so that a rank which had a group
-    of its own has made most of them; or all rows, few as they are, and some columns."""
+    """dx = gate gradients W_ih, if asked for: some rows a turn, as they lie on the tape, where those that a rank has made
+    are neighbours; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell
@@ -272,7 +272,7 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
         block = turn // parts
         row = rows * block // blocks
         end = rows * (block + 1) // blocks
-        s = step_of(d, row) if d.together == d.B else 0
+        s = step_of(d, row)
         for n in range(end - row):
             tape_find(d, row + n, &j, &s)
             b = d.order[j]

@@ -169,7 +169,7 @@ cdef bint far_apart():
 
 
 def near(Py_ssize_t size):
-    """From now on a core's L2 counts as so many bytes."""
+    """From now on a core's L2 counts as so many bytes. Not while a call is under way, nor for streams that are open."""
     global L2_STAYS, L2_RETURNS, L2_APART
     L2_STAYS = 15 * size // 16
     L2_RETURNS = 3 * size // 5

@@ -259,7 +259,7 @@ cdef inline Py_ssize_t tape_at(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcep
 
 
 cdef inline void tape_find(Direction *d, Py_ssize_t at, Py_ssize_t *j, Py_ssize_t *s) noexcept nogil:
-    """Which row and step lie there on the tape. s: no later step, to look from."""
+    """Which row and step lie there on the tape. `s` comes in as a step no later than that."""
     cdef Py_ssize_t first = 0, rows
     if d.together == d.B:
         while at >= d.offset[s[0] + 1]:

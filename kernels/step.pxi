@@ -426,13 +426,14 @@ cdef class OpenLayer:
         cdef Run *run = &self.run
         cdef Layer *l = &self.packed.layer
         cdef Py_ssize_t B = run.direction[0].B
+        cdef bint helped
         w.count = 0
         self.memory = []
         divide_for(run, 1, False, False)
         self.cut()
         divide_for(run, threads, False, False)
-        w.way = w.other = run.size > 1                          # to begin with
-        if run.size == 1 and <double>B * l.cell.gates * l.H * (l.H + l.inputs) > TRIED_WORK:
+        helped = run.size > 1
+        if not helped and <double>B * l.cell.gates * l.H * (l.H + l.inputs) > TRIED_WORK:
             divide_for(run, threads, False, True)
         if run.size > 1:
             self.cut()
@@ -440,12 +441,14 @@ cdef class OpenLayer:
             run.width = run.size if run.groups > 1 else 1
             run.groups = run.size // run.width
             self.cut()
+        w.way = w.other = helped and w.count > 1                # to begin with
         end_trial(w, TRIED_AGAIN, 1)
         w.pause = TRIED_FIRST
         return 0
 
     cdef int cut(self) except -1:
-        """One more way: cut a step into blocks as the run is divided, and carve out its memory."""
+        """One more way: cut a step into blocks as the run is divided, and carve out its memory. None, where helpers would
+        find a single block."""
         cdef Step *t = &self.ways.step[self.ways.count]
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
@@ -483,6 +486,8 @@ cdef class OpenLayer:
                 break
             t.strips = fewer
         t.blocks = t.strips * t.parts
+        if t.blocks == 1 and size > 1:
+            return 0
         t.stride = padded(t.units * l.tiles.lanes, l.tiles.itemsize)
         pitch = t.stride * l.tiles.itemsize
         t.own_bytes = rounded_up(gate_rows_at(t) + t.rows * (l.cell.segments + l.cell.states) * pitch, 128)

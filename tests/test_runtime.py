@@ -472,6 +472,25 @@ assert away > 60, away
     )
 
 
+@pytest.mark.parametrize(
+    ("layer", "B", "I", "H", "ways"),
+    [
+        (fr.LSTM, 16, 128, 128, 3),  # by units, by rows, alone
+        (fr.LSTM, 2, 128, 128, 2),  # too few rows
+        (fr.RNN, 64, 200, 8, 2),  # too few units: one panel
+        (fr.LSTM, 1, 8, 8, 1),
+    ],
+)
+def test_ways_to_make_a_step(core, layer, B, I, H, ways):
+    threads = core.get_num_threads()
+    try:
+        core.set_num_threads(2)
+        (ranks,) = layer(I, H, backend="cython").freeze().stream(B)._stepper.ranks()
+        assert sorted(ranks) == [1, 2, 2][:ways]
+    finally:
+        core.set_num_threads(threads)
+
+
 @pytest.mark.skipif(not LINUX, reason="threads are told their CPUs the Linux way")
 @pytest.mark.skipif(SANITIZED, reason="instrumented steps are long ones, and those always have helpers")
 def test_a_stream_whose_helpers_have_no_cpu_does_without():

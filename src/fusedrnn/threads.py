@@ -109,7 +109,7 @@ def own_cache() -> int:
     Returns
     -------
     int
-        Bytes of L2, at most 2 MB of them, since a larger one is shared; 1 MB where the system does not say.
+        Bytes of L2, at most 2 MB of them, since a larger one is mostly shared; 1 MB where the system does not say.
     """
     found = 0
     with contextlib.suppress(AttributeError, ValueError, OSError):

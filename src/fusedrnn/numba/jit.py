@@ -209,8 +209,8 @@ emitted = intrinsic
 
 
 def _stamp() -> str:
-    """Changes when any source of this folder does, or what they ask of the CPU: Numba itself looks at one file only."""
-    digest = hashlib.sha256(repr((VECTOR_BYTES, own_cache(), numba.__version__)).encode())
+    """Changes when any source of this folder or the vector width does: Numba itself looks at one file only."""
+    digest = hashlib.sha256(repr((VECTOR_BYTES, numba.__version__)).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -246,12 +246,13 @@ def timed(name: str) -> Iterator[None]:
 
 
 class _Stamped(caching.FunctionCache):  # type: ignore[misc]  # Numba ships no types
-    """Numba's cache on disk, with our stamp in the place of the file's own."""
+    """Numba's cache on disk, with our stamp in the place of the file's own, and files for every size of L2."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
+        name = f"{self._impl.filename_base}-{own_cache() >> 10}k"
         self._cache_file = caching.IndexDataCacheFile(
-            cache_path=self._cache_path, filename_base=self._impl.filename_base, source_stamp=_STAMP
+            cache_path=self._cache_path, filename_base=name, source_stamp=_STAMP
         )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -1262,14 +1262,14 @@ def step_cost(d, groups, width, far):
     units, rows = (l.H + l.lanes - 1) // l.lanes, (q.B + groups - 1) // groups
     columns = 1.0 * ((units + width - 1) // width) * l.lanes * get(l.cell, GATES)
     weights = columns * l.size * (l.H + l.inputs if q.steps == 1 else l.H)  # a chunk shares W_ih
-    near = L2_RETURNS if q.steps == 1 else L2_APART if far else L2_STAYS
-    rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < near else RATE_L3
+    stays = L2_RETURNS if q.steps == 1 else L2_APART if far else L2_STAYS
+    rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < stays else RATE_L3
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
-    streaming = STREAMING * weights / rate if weights > near else 0.0
+    streaming = STREAMING * weights / rate if weights > stays else 0.0
     meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
     all_weights = 1.0 * units * l.lanes * get(l.cell, GATES) * l.H * l.size
-    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= near:
+    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= stays:
         meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width  # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
