@@ -244,8 +244,8 @@ cdef void strip_gradients(Worker *k, Direction *d, Py_ssize_t g, Py_ssize_t u0, 
 
 
 cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogil:
-    """dx = gate gradients W_ih, if asked for: some rows a turn, as they lie on the tape, where those that a rank has made
-    are neighbours; or all of them, few as they are, and some columns."""
+    """dx = gate gradients W_ih, if asked for: some rows a turn, as they lie on the tape, where those that a rank has
+    made are neighbours; or all of them, few as they are, and some columns."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer
     cdef Cell *cell = l.cell

@@ -447,8 +447,8 @@ cdef class OpenLayer:
         return 0
 
     cdef int cut(self) except -1:
-        """One more way: cut a step into blocks as the run is divided, and carve out its memory. None, where helpers would
-        find a single block."""
+        """One more way: cut a step into blocks as the run is divided, and carve out its memory. None where there would
+        be but one block for helpers."""
         cdef Step *t = &self.ways.step[self.ways.count]
         cdef Direction *d = &self.run.direction[0]
         cdef Layer *l = &d.layer
