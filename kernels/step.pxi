@@ -455,7 +455,7 @@ cdef class OpenLayer:
         cdef Py_ssize_t pitch, state = l.stride * l.tiles.itemsize
         cdef Py_ssize_t panel = 1 if l.h[l.cell.stages - 1].gated else PANEL, even, fewer, at, bias, i, v
         cdef int size, shares
-        cdef bint pairs
+        cdef bint pairs, small
         cdef double bytes                                       # of the weights of a unit vector
         cdef Block b
         cdef Memory memory
@@ -476,13 +476,12 @@ cdef class OpenLayer:
         t.strips = t.pieces
         while True:
             t.units = (t.pieces + t.strips - 1) // t.strips * t.piece
-            fewer = ((t.strips + 1) // 2 + shares - 1) // shares * shares
-            if fewer >= t.strips or 2 * t.units * t.rows * bytes > SIGNAL_WORK * l.tiles.itemsize or (
-                size > 1 and t.strips * t.parts <= MOST_BLOCKS * size and (
-                    fewer * t.parts < LEAST_BLOCKS * size
-                    or t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) >= LEAST_TIME
-                )
-            ):
+            fewer = ((t.strips + 1) // 2 + shares - 1) // shares * shares       # half of them, as many for every rank
+            small = size == 1 or t.strips * t.parts > MOST_BLOCKS * size or (
+                fewer * t.parts >= LEAST_BLOCKS * size
+                and t.units * max(bytes / RATE_L2, t.rows * bytes / 4 / RATE_FMA) < LEAST_TIME
+            )
+            if fewer >= t.strips or not small or 2 * t.units * t.rows * bytes > SIGNAL_WORK * l.tiles.itemsize:
                 break
             t.strips = fewer
         t.blocks = t.strips * t.parts
