@@ -76,6 +76,7 @@ cdef Py_ssize_t L2_STAYS, L2_RETURNS, L2_APART
 cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
 cdef double SIGNAL_WORK = 2e7               # multiply-adds between two looks at the clock
+cdef double FAIR = 1.05                     # of a share of units: one so much larger is worth taking panels two by two
 
 # Trials of a stream's step, alone and with helpers, by units and by rows, in seconds.
 cdef double WORTH_CHANGING = .95            # of the time of a step: no less is told from chance; ...
@@ -93,7 +94,6 @@ cdef double TRIAL_TIMES = 200               # ... and so many times what one has
 # that share no cache. Between those that do it costs a tenth, and they lose little by what is best for the others.
 cdef double COST_BARRIER = 350, COST_CALL = 2000, COST_LINE = 20
 cdef Py_ssize_t MET_ROWS = 4                # h of so few rows is a part of the barrier
-cdef double FAIR = 1.05                     # two panels at a time are worth a share so much larger
 cdef double RATE_FMA = 55, RATE_L1 = 150, RATE_L2 = 80, RATE_L3 = 20
 cdef double COST_BESIDE = 1000, COST_FAR = 2500     # a step, where threads share no cache: by rows, or units, apart
 cdef double FAR_SECONDS = 120e-9        # which is so where a barrier takes that long; ...

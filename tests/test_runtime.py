@@ -477,7 +477,6 @@ assert away > 60, away
     [
         (fr.LSTM, 16, 128, 128, 3),  # by units, by rows, alone
         (fr.LSTM, 2, 128, 128, 2),  # too few rows
-        (fr.RNN, 64, 200, 8, 2),  # too few units: one panel
         (fr.LSTM, 1, 8, 8, 1),
     ],
 )
@@ -488,6 +487,22 @@ def test_ways_to_make_a_step(core, layer, B, I, H, ways):
         (ranks,) = layer(I, H, backend="cython").freeze().stream(B)._stepper.ranks()
         assert sorted(ranks) == [1, 2, 2][:ways]
     finally:
+        core.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("isa", "H"), [("avx512", 32), ("avx2", 16), ("baseline", 8)])
+def test_a_single_block_is_no_work_for_helpers(core, isa, H):
+    """Two vectors of units, which are one panel: by rows, or alone."""
+    if isa not in core.available_isas():
+        pytest.skip(f"this CPU does not run {isa}")
+    before, threads = core.isa(), core.get_num_threads()
+    try:
+        core.set_isa(isa)
+        core.set_num_threads(2)
+        (ranks,) = fr.RNN(200, H, backend="cython").freeze().stream(64)._stepper.ranks()
+        assert sorted(ranks) == [1, 2]
+    finally:
+        core.set_isa(before)
         core.set_num_threads(threads)
 
 
