@@ -118,7 +118,6 @@ include "frame.pxi"         # what every rank runs; the partition
 @cython.final
 cdef class Tape:
     """What a training forward pass keeps for one backward pass."""
-    cdef Plan plan
     cdef list layers        # Packed, by direction
     cdef tuple weights      # (w_ih, w_hh) by direction
     cdef np.ndarray x
@@ -162,7 +161,6 @@ cdef int open_forward(Frame frame, int i, Packed packed, tuple given, np.ndarray
     d.fresh = h0 is None
     d.packed = packed.sources is None
     d.training = training
-    d.together = plan.B
     d.chunk = CHUNK
     d.T = plan.T
     d.B = plan.B
@@ -218,7 +216,7 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     """One layer, one or two directions; see the backend protocol in fusedrnn.backends."""
     cdef Py_ssize_t T = x.shape[0], B = x.shape[1], D = len(directions), size = x.itemsize, j, s, b
     cdef Plan plan = Plan(T, B, lengths)
-    cdef Frame frame = Frame()
+    cdef Frame frame = Frame(plan)
     cdef Direction *d
     cdef Layer *l
     cdef Packed packed
@@ -244,9 +242,11 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     for i in range(D):
         open_forward(frame, i, layers[i], directions[i], x, y, plan, training)
     divide(&frame.run, wanted)
-    for i in range(D if plan.rows == T * B else 0):
-        d = &frame.run.direction[i]
-        d.together = (B + frame.run.groups // D - 1) // (frame.run.groups // D)
+    if training:
+        plan.lay_tape(frame.run.groups // D)
+        for i in range(D):
+            frame.run.direction[i].part = plan.part
+            frame.run.direction[i].part_of = plan.part_of
     for i in range(D):
         if not frame.run.direction[i].packed:
             open_weights(frame, i, layers[i], directions[i][0], plan, wanted)
@@ -263,7 +263,6 @@ def forward(str cell, np.ndarray x, tuple directions, lengths, bint training):
     if not training:
         return y, h_n, c_n, None
     cdef Tape tape = Tape.__new__(Tape)
-    tape.plan = plan
     tape.layers = layers
     tape.weights = tuple(weights)
     tape.x = x
@@ -347,7 +346,7 @@ def backward(Tape tape, dy, dh_n, dc_n, bint of_x=True):
         raise RuntimeError("tape: expected one backward pass, got a second")
     cdef Frame frame = tape.frame
     tape.frame = None                                           # its memory is overwritten and then let go
-    cdef Plan plan = tape.plan
+    cdef Plan plan = frame.plan
     cdef int D = frame.run.directions, i
     cdef Direction *d
     cdef np.ndarray grad_y = None if dy is None else contiguous(dy)

@@ -149,24 +149,6 @@ cdef double step_cost(Direction *d, int groups, int width, bint far) noexcept:
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
 
-cdef void deal(Group *g, int groups) noexcept:
-    """The batch of one direction to so many groups, at most as many as sequences. The longest come first, and all
-    groups get about as many valid steps: few long sequences, or many short ones, which are few steps of many rows. Each
-    gets one at least: the caller, who alone looks for signals, is in the first group and must not sit idle."""
-    cdef Direction *d = g.direction
-    cdef Py_ssize_t j = 0, before = 0
-    cdef int i
-    for i in range(groups):
-        g[i].begin = j
-        while j <= d.B - groups + i and (
-            j == g[i].begin or (2 * before + d.length[d.order[j]]) * groups <= 2 * d.offset[d.steps] * (i + 1)
-        ):
-            before += d.length[d.order[j]]
-            j += 1
-        g[i].rows = j - g[i].begin
-        g[i].steps = d.length[d.order[g[i].begin]] if g[i].rows else 0
-
-
 cdef void divide(Run *run, int wanted):
     """The cheapest way to use up to `wanted` threads, as they stand to one another at the moment."""
     divide_for(run, wanted, False, False)
@@ -223,11 +205,13 @@ cdef inline Py_ssize_t own_bytes(Run *run) noexcept nogil:
 cdef class Frame:
     """Everything a run needs besides its directions; keeps their memory alive."""
     cdef Run run
+    cdef Plan plan
     cdef Memory memory
     cdef list owners
 
-    def __cinit__(self):
+    def __cinit__(self, Plan plan):
         memset(&self.run, 0, sizeof(Run))
+        self.plan = plan
         self.owners = []
 
     cdef int open(self, int granted) except -1:
@@ -245,7 +229,7 @@ cdef class Frame:
             divide_for(run, granted, FAR, False)
         per = run.groups // run.directions
         run.scratch_bytes = rounded_up(worker_bytes(run), 128)
-        size = rounded_up(run.groups * sizeof(Group), 128)
+        size = rounded_up(run.groups * sizeof(Group) + per * sizeof(Part), 128)
         size += (run.groups * run.width + run.size) * sizeof(barrier_line)
         size += run.size * run.scratch_bytes
         cdef object extra = 0                                   # Python integers: no overflow
@@ -258,7 +242,8 @@ cdef class Frame:
         self.memory = Memory(size + extra + 128)
         cdef char *base = self.memory.data
         run.group = <Group *>base
-        at = rounded_up(run.groups * <Py_ssize_t>sizeof(Group), 128)
+        run.part = <Part *>(run.group + run.groups)
+        at = rounded_up(run.groups * <Py_ssize_t>sizeof(Group) + per * <Py_ssize_t>sizeof(Part), 128)
         at += (-<Py_ssize_t><size_t>(base + at)) & 127
         run.lines = <barrier_line *>(base + at)
         at += run.size * sizeof(barrier_line)
@@ -266,6 +251,7 @@ cdef class Frame:
             g = &run.group[i]
             memset(g, 0, sizeof(Group))
             g.direction = &run.direction[i // per]
+            g.part = &run.part[i % per]
             g.units = g.direction.layer.units
             g.most = (g.units + run.width - 1) // run.width
             g.even = g.units // run.width * run.width
@@ -273,8 +259,7 @@ cdef class Frame:
             g.even_panels = g.units if run.width == 1 else g.units // (panel * run.width) * panel * run.width
             g.lines = <barrier_line *>(base + at)
             at += run.width * sizeof(barrier_line)
-        for i in range(run.directions):
-            deal(&run.group[i * per], per)
+        self.plan.deal(run.part, per)
         run.scratch = base + at
         at += run.size * run.scratch_bytes
         if not run.backward:
@@ -291,13 +276,13 @@ cdef class Frame:
             g.own = own_bytes(run) > 0
             if g.own:
                 g.d_h = base + at
-                g.d_c = g.d_h + g.rows * state
-                g.d_q = g.d_h + d.layer.cell.states * g.rows * state
-                at += own_bytes(run) * g.rows + APART
+                g.d_c = g.d_h + g.part.rows * state
+                g.d_q = g.d_h + d.layer.cell.states * g.part.rows * state
+                at += own_bytes(run) * g.part.rows + APART
             else:
-                g.d_h = d.d_h + g.begin * state
-                g.d_c = d.d_c + g.begin * state
-                g.d_q = d.d_q + g.begin * state
+                g.d_h = d.d_h + g.part.begin * state
+                g.d_c = d.d_c + g.part.begin * state
+                g.d_q = d.d_q + g.part.begin * state
         return 0
 
     cdef void go(self) noexcept nogil:

@@ -1,27 +1,37 @@
 # After the backward loop the gate rows hold the gradients of the pre-activations: three large products remain.
 
 
-cdef Py_ssize_t step_of(Direction *d, Py_ssize_t row) noexcept nogil:
-    """The step that a row of the tape belongs to."""
-    cdef Py_ssize_t low = 0, high = d.steps, middle
+cdef Py_ssize_t step_of(const Py_ssize_t *at, Py_ssize_t steps, Py_ssize_t row) noexcept nogil:
+    """The step that a row belongs to, where they begin at these."""
+    cdef Py_ssize_t low = 0, high = steps, middle
     while high - low > 1:
         middle = low + (high - low) // 2
-        if d.offset[middle] <= row:
+        if at[middle] <= row:
             low = middle
         else:
             high = middle
     return low
 
 
+cdef inline const Part *part_at(const Part *part, Py_ssize_t row) noexcept nogil:
+    """The part of the tape in which a row is, this one or a later one."""
+    while row >= part.at[part.steps]:
+        part += 1
+    return part
+
+
 cdef void open_block(Worker *k, Direction *d, Py_ssize_t row0) noexcept nogil:
     """The operands of the block of dW that begins with this row: step by step, wherever on the tape the rows are."""
-    cdef Py_ssize_t end = min(row0 + block_rows(d), d.offset[d.steps]), s = step_of(d, row0), row = row0, j, i, count
+    cdef Py_ssize_t end = min(row0 + block_rows(d), d.offset[d.steps]), row = row0, j, i, count
+    cdef Py_ssize_t s = step_of(d.offset, d.steps, row0)
     cdef Py_ssize_t bytes = gate_row_bytes(&d.layer)
+    cdef const Part *part
     cdef const char *at
     cdef int which
     while row < end:
         j = row - d.offset[s]
-        count = min(d.together - j % d.together, d.offset[s + 1] - row, end - row)
+        part = d.part_of[j]
+        count = min(part.begin + part.rows - j, d.offset[s + 1] - row, end - row)
         at = tape_row(d, j, s)
         for i in range(count):
             k.left[row - row0 + i] = at + i * bytes
@@ -44,7 +54,8 @@ cdef void open_right(Worker *k, Direction *d, int which, Py_ssize_t row0, Py_ssi
     cdef Matrix *m = &right.m
     cdef const void **rows = k.right[which]
     cdef Py_ssize_t size = l.tiles.itemsize, skip = none_before(d, which, row0, row_end)
-    cdef Py_ssize_t s = step_of(d, row0 + skip), j = row0 + skip - d.offset[s], n = 0, i, count, apart
+    cdef Py_ssize_t s = step_of(d.offset, d.steps, row0 + skip), j = row0 + skip - d.offset[s]
+    cdef Py_ssize_t n = 0, i, count, apart
     cdef bint dense = d.offset[d.steps] == d.T * d.B
     cdef const char *row
     cdef pack_t p
@@ -251,8 +262,9 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
     cdef Cell *cell = l.cell
     cdef Py_ssize_t size = l.tiles.itemsize, rows = d.offset[d.steps]
     cdef Py_ssize_t blocks = min(rounded_up((rows + DX_ROWS - 1) // DX_ROWS, run.size), rows), parts = 1
-    cdef Py_ssize_t turn = -1, block, row, end, s, n, b, j
+    cdef Py_ssize_t turn = -1, block, row, end, s, n, b
     cdef int whose = k.rank
+    cdef const Part *part
     cdef product_t p
     if d.grad_x == NULL:
         return
@@ -272,10 +284,15 @@ cdef void input_gradient(Worker *k, Direction *d, bint accumulate) noexcept nogi
         block = turn // parts
         row = rows * block // blocks
         end = rows * (block + 1) // blocks
-        s = step_of(d, row)
+        part = part_at(d.part, row)
+        s = step_of(part.at, part.steps, row)
         for n in range(end - row):
-            tape_find(d, row + n, &j, &s)
-            b = d.order[j]
+            if row + n == part.at[part.steps]:
+                part = part_at(part, row + n)
+                s = 0
+            elif row + n == part.at[s + 1]:
+                s += 1
+            b = d.order[part.begin + row + n - part.at[s]]
             k.a[n] = d.gates + ((row + n) * cell.segments + cell.x.segment) * l.stride * size
             k.out[n] = d.grad_x + time_of(d, b, s) * d.gx_t + b * d.gx_b
         p.rows = end - row

@@ -188,7 +188,7 @@ def far(seconds=None):
 
 def divided(str cell, w_ih, w_hh, Py_ssize_t T, Py_ssize_t B, int threads, bint far):
     """The groups, and the threads of each, of a forward pass whose threads share a cache or are far apart."""
-    cdef Frame frame = Frame()
+    cdef Frame frame = Frame(None)
     cdef Direction *d = &frame.run.direction[0]
     frame.run.directions = 1
     d.layer = prepare(cell, w_ih, w_hh, None, None).layer
@@ -227,20 +227,11 @@ def dealt(lengths, int groups):
     """How a batch of sequences so long is dealt to groups, as many as sequences at most: the lengths of each."""
     cdef np.ndarray given = numpy.asarray(lengths, numpy.int64)
     cdef Plan plan = Plan(given.max(), given.shape[0], given)
-    cdef Direction d
-    cdef Group *g
+    cdef Memory memory = Memory(groups * sizeof(Part))
+    cdef Part *part = <Part *>memory.data
     cdef int i
-    memset(&d, 0, sizeof(d))
-    d.B = plan.B
-    d.steps = plan.steps
-    d.order = plan.order
-    d.length = plan.length
-    d.offset = plan.offset
-    cdef Memory memory = Memory(groups * sizeof(Group))
-    g = <Group *>memory.data
-    g[0].direction = &d
-    deal(g, groups)
-    return [[plan.length[plan.order[g[i].begin + j]] for j in range(g[i].rows)] for i in range(groups)]
+    plan.deal(part, groups)
+    return [[plan.length[plan.order[part[i].begin + j]] for j in range(part[i].rows)] for i in range(groups)]
 
 
 cdef struct Elementwise:

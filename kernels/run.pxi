@@ -3,15 +3,24 @@
 from tiles cimport fp_now, fp_restore, fp_state, team_turn
 
 
+cdef struct Part:
+    # Neighbours in that order: what one group works on, and what lies together on the tape.
+    Py_ssize_t begin, rows      # of the batch; the first is the longest, ...
+    Py_ssize_t steps            # ... of so many steps
+    Py_ssize_t *at              # [steps + 1]  where on the tape a step begins, and where the last one ends
+
+
 @cython.final
 @cython.internal
 cdef class Plan:
     cdef Py_ssize_t T, B, steps, rows
-    cdef Memory memory
+    cdef Memory memory, parted
     cdef Py_ssize_t *order      # [B]  row j of a step is sequence order[j]
     cdef Py_ssize_t *length     # [B]  by sequence
     cdef Py_ssize_t *active     # [steps]
-    cdef Py_ssize_t *offset     # [steps + 1]  first row of a step on the tape
+    cdef Py_ssize_t *offset     # [steps + 1]  valid rows of the steps before
+    cdef Part *part             # [parts]  of the tape
+    cdef Part **part_of         # [B]  by row
 
     def __cinit__(self, Py_ssize_t T, Py_ssize_t B, np.ndarray lengths):
         cdef Py_ssize_t b, s, n, count
@@ -54,6 +63,50 @@ cdef class Plan:
             self.offset[s + 1] = self.offset[s] + n
         self.rows = self.offset[self.steps]
 
+    cdef void deal(self, Part *part, int parts) noexcept:
+        """The batch in so many parts, at most as many as sequences. The longest come first, and all parts have about as
+        many valid steps: few long sequences, or many short ones, which are few steps of many rows. Each has one at
+        least: the caller, who alone looks for signals, is in the first group and must not sit idle."""
+        cdef Py_ssize_t j = 0, before = 0
+        cdef int i
+        for i in range(parts):
+            part[i].begin = j
+            while j <= self.B - parts + i and (
+                j == part[i].begin or (2 * before + self.length[self.order[j]]) * parts <= 2 * self.rows * (i + 1)
+            ):
+                before += self.length[self.order[j]]
+                j += 1
+            part[i].rows = j - part[i].begin
+            part[i].steps = self.length[self.order[part[i].begin]] if part[i].rows else 0
+
+    cdef int lay_tape(self, int parts) except -1:
+        """Part by part, and each of them step by step. From row to row a CPU fetches ahead, and should find no row
+        there that another group is writing."""
+        cdef Py_ssize_t s, n, row = 0, *at
+        cdef int i
+        cdef Part *p
+        self.parted = Memory(parts * sizeof(Part) + (self.B + self.rows + parts) * sizeof(Py_ssize_t))
+        self.part = <Part *>self.parted.data
+        self.part_of = <Part **>(self.part + parts)
+        at = <Py_ssize_t *>(self.part_of + self.B)
+        self.deal(self.part, parts)
+        for i in range(parts):
+            p = &self.part[i]
+            p.at = at
+            for s in range(p.steps):
+                at[s] = row
+                row += part_rows(p, self.active[s])
+            at[p.steps] = row
+            at += p.steps + 1
+            for n in range(p.rows):
+                self.part_of[p.begin + n] = p
+        return 0
+
+
+cdef inline Py_ssize_t part_rows(const Part *p, Py_ssize_t active) noexcept nogil:
+    """Its rows at work in a step, of so many at work in all."""
+    return max(<Py_ssize_t>0, min(active - p.begin, p.rows))
+
 
 # ---------------------------------------------------------------------------------------------------------------
 # A run: one call of the team over one or two directions.
@@ -77,6 +130,8 @@ cdef struct Direction:
     Py_ssize_t *length
     Py_ssize_t *active
     Py_ssize_t *offset
+    Part *part
+    Part **part_of
     const char *x               # (T, B, I), byte strides
     Py_ssize_t x_t, x_b, x_i
     char *y                     # (T, B, H), byte strides; the units of a row are neighbours
@@ -85,7 +140,6 @@ cdef struct Direction:
     char *c0                    # ... the running c when not training
     char *gates                 # training: [rows][segments*stride]
     char *c                     # training: [rows][stride]
-    Py_ssize_t together         # sequences that have a part of the tape to themselves, see tape_at
     # backward only
     Matrix dh[2]
     Matrix dx
@@ -104,9 +158,9 @@ cdef struct Direction:
 
 
 cdef struct Group:
-    # Neighbours in the plan's order, all steps of one direction, shared by `width` threads.
+    # A part of the batch, all steps of one direction, shared by `width` threads.
     Direction *direction
-    Py_ssize_t begin, rows, steps       # of the batch; the first is the longest
+    Part *part
     Py_ssize_t units, most      # vectors of a state and of a rank at most; a division takes longer than a small tile
     Py_ssize_t even, even_panels    # ... and as many as can be dealt out evenly, one by one or by whole linear panels
     char *gates                 # inference: the gate rows of a chunk
@@ -123,6 +177,7 @@ cdef struct Run:
     bint backward
     int directions
     Direction direction[2]
+    Part *part                  # of the batch, one for each group of a direction
     Group *group
     barrier_line *lines         # of the whole team
     char *scratch               # per rank
@@ -219,11 +274,6 @@ cdef bint next_turn(Worker *k, int job, Py_ssize_t total, int *whose, Py_ssize_t
     return False
 
 
-cdef inline Py_ssize_t group_rows(Group *g, Py_ssize_t active) noexcept nogil:
-    """Rows at work in a step, of so many at work in all."""
-    return max(<Py_ssize_t>0, min(active - g.begin, g.rows))
-
-
 cdef inline Py_ssize_t part(Py_ssize_t n, int rank, int size) noexcept nogil:
     """Where the rank's share of n begins; rank == size: where the last one ends."""
     return 0 if rank == 0 else n if rank == size else n * rank // size
@@ -248,30 +298,9 @@ cdef inline char *y_row(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil
 
 
 cdef inline Py_ssize_t tape_at(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:
-    """Where on the tape step s of row j is. Step by step; or, in a dense batch of several groups, group by group: from
-    row to row a CPU fetches ahead, and should find no row there that another one is writing."""
-    cdef Py_ssize_t first = 0
-    if d.together == d.B:
-        return d.offset[s] + j
-    while j - first >= d.together:
-        first += d.together
-    return first * d.T + s * min(d.together, d.B - first) + j - first
-
-
-cdef inline void tape_find(Direction *d, Py_ssize_t at, Py_ssize_t *j, Py_ssize_t *s) noexcept nogil:
-    """Which row and step lie there on the tape. `s` comes in as a step no later than that."""
-    cdef Py_ssize_t first = 0, rows
-    if d.together == d.B:
-        while at >= d.offset[s[0] + 1]:
-            s[0] += 1
-        j[0] = at - d.offset[s[0]]
-        return
-    while at >= (first + d.together) * d.T:
-        first += d.together
-    rows = min(d.together, d.B - first)
-    at -= first * d.T
-    s[0] = at // rows
-    j[0] = first + at - s[0] * rows
+    """Where on the tape step s of row j is."""
+    cdef const Part *p = d.part_of[j]
+    return p.at[s] + j - p.begin
 
 
 cdef inline char *tape_c(Direction *d, Py_ssize_t j, Py_ssize_t s) noexcept nogil:

@@ -32,7 +32,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
     cdef Py_ssize_t weights = g.most * unit_bytes
-    cdef bint streams = weights > (L2_STAYS if g.steps > 1 else L2_RETURNS)     # they come from beyond L2 in every step
+    cdef bint streams = weights > (L2_STAYS if g.part.steps > 1 else L2_RETURNS)     # they come from beyond L2 in every step
     p.prefetch = False
     p.backwards = backwards and rows < FEW_ROWS and not m.late
     if m.plain:
@@ -163,8 +163,8 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
     a = part(g.units, k.seat, k.run.width)
     b = part(g.units, k.seat + 1, k.run.width)
     for s in range(start, end):
-        for i in range(group_rows(g, d.active[s])):
-            j = g.begin + i
+        for i in range(part_rows(g.part, d.active[s])):
+            j = g.part.begin + i
             row = x_row(d, j, s)
             if d.x_i != size:
                 row = stage_row(d, row, k.buffer + n * l.inputs * size, l.inputs)
@@ -188,9 +188,9 @@ cdef void project(Worker *k, Py_ssize_t start, Py_ssize_t end, bint shared) noex
 cdef void move_own(Group *g, bint out) noexcept nogil:
     """A group's running gradients from where those of all rows are to where its rank keeps its own, or out again."""
     cdef Direction *d = g.direction
-    cdef Py_ssize_t row_bytes = d.layer.stride * d.layer.tiles.itemsize, bytes = g.rows * row_bytes
-    cdef char *d_h = d.d_h + g.begin * row_bytes
-    cdef char *d_c = d.d_c + g.begin * row_bytes
+    cdef Py_ssize_t row_bytes = d.layer.stride * d.layer.tiles.itemsize, bytes = g.part.rows * row_bytes
+    cdef char *d_h = d.d_h + g.part.begin * row_bytes
+    cdef char *d_c = d.d_c + g.part.begin * row_bytes
     memcpy(d_h if out else g.d_h, g.d_h if out else d_h, bytes)
     if d.layer.cell.states == 2:
         memcpy(d_c if out else g.d_c, g.d_c if out else d_c, bytes)
@@ -237,10 +237,10 @@ cdef void aim_pointwise(Worker *k, pointwise_t *q) noexcept nogil:
 cdef Py_ssize_t end_of_chunk(Group *g, Py_ssize_t s) noexcept nogil:
     """Behind the last step whose rows of x are projected together with those of step s: whole steps, one at least."""
     cdef Direction *d = g.direction
-    cdef Py_ssize_t rows = group_rows(g, d.active[s])
+    cdef Py_ssize_t rows = part_rows(g.part, d.active[s])
     s += 1
-    while s < g.steps:
-        rows += group_rows(g, d.active[s])
+    while s < g.part.steps:
+        rows += part_rows(g.part, d.active[s])
         if rows > d.chunk:
             break
         s += 1
@@ -256,7 +256,7 @@ cdef inline void name_rows(Worker *k, Py_ssize_t s, Py_ssize_t n, Py_ssize_t at)
     cdef Py_ssize_t i, j, row_bytes = gate_row_bytes(l), state_bytes = l.stride * l.tiles.itemsize
     cdef Py_ssize_t step = -d.y_t if d.reverse else d.y_t
     for i in range(n):
-        j = g.begin + i
+        j = g.part.begin + i
         k.gates[i] = tape_row(d, j, s) if d.training else g.gates + (at + i) * row_bytes
         k.h_prev[i] = k.y[i] + s * step if s else y_row(d, j, -1)
         k.h[i] = k.y[i] + (s + 1) * step
@@ -279,7 +279,7 @@ cdef inline void name_gradients(Worker *k, Py_ssize_t s, Py_ssize_t n, int t) no
     cdef Direction *d = g.direction
     cdef Py_ssize_t i, at = d.layer.cell.dh[t].segment * d.layer.stride * d.layer.tiles.itemsize
     for i in range(n):
-        k.a[i] = tape_row(d, g.begin + i, s) + at
+        k.a[i] = tape_row(d, g.part.begin + i, s) + at
 
 
 cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
@@ -305,7 +305,7 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef product_t p[2]
     cdef product_t x
     cdef pointwise_t q
-    at_once = not back and max(MANY_ROWS, l.inputs) <= g.rows <= d.chunk and d.x_i == tiles.itemsize and not l.x.late
+    at_once = not back and max(MANY_ROWS, l.inputs) <= g.part.rows <= d.chunk and d.x_i == tiles.itemsize and not l.x.late
     uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
     k.group = g
     k.seat = seat
@@ -316,22 +316,22 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
         from_x(&x, l)
         x.a = <const void **>k.a
         x.out = k.gates
-    for i in range(group_rows(g, d.active[0]) if g.steps else 0):
-        k.y[i] = y_row(d, g.begin + i, 0) - step
+    for i in range(part_rows(g.part, d.active[0]) if g.part.steps else 0):
+        k.y[i] = y_row(d, g.part.begin + i, 0) - step
     if g.own:
         move_own(g, False)
 
-    for turn in range(g.steps):
-        s = g.steps - 1 - turn if back else turn
-        n = group_rows(g, d.active[s])
+    for turn in range(g.part.steps):
+        s = g.part.steps - 1 - turn if back else turn
+        n = part_rows(g.part, d.active[s])
         m = 0 if d.fresh and s == 0 else n
         shared = run.width > 1 and <double>n * l.H * tiles.lanes * PANEL > SHARED_WORK
         if back:
-            m = group_rows(g, d.active[s + 1]) if turn else 0
+            m = part_rows(g.part, d.active[s + 1]) if turn else 0
         elif at_once:
             at = 0
             for i in range(n):
-                k.a[i] = <void *>x_row(d, g.begin + i, s)
+                k.a[i] = <void *>x_row(d, g.part.begin + i, s)
             x.rows = n
         elif s == chunk_end:
             chunk_end = end_of_chunk(g, s)
@@ -356,11 +356,11 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
             if barrier(k):
                 return True
 
-    if back and g.steps:
-        p[0].rows = group_rows(g, d.active[0])
+    if back and g.part.steps:
+        p[0].rows = part_rows(g.part, d.active[0])
         name_gradients(k, 0, p[0].rows, 0)                      # its rows of dh are those of the last turn
         q.rows = 0
-        stage(k, &d.dh[0], NULL, &p[0], &q, NULL, False, g.steps & 1)
+        stage(k, &d.dh[0], NULL, &p[0], &q, NULL, False, g.part.steps & 1)
         if run.width == 1 and run.interrupted:
             return True
     if g.own:
