@@ -43,7 +43,7 @@ static const REAL N(expm1_q)[] = {
 #endif
 };
 
-#define MOST_TOGETHER 4
+#define MOST_TOGETHER 5
 
 /* expm1(r) and 2^n of each t; t within [-FAR, 0] or NaN. */
 INLINE void N(reduced_expm1)(const int count, const N(vec) *t, N(vec) *p, N(vec) *power) {

@@ -3,25 +3,34 @@
  * Gate row: [i f g o], pre-activations in, activations on the tape, gradients of the pre-activations at last.
  */
 
+/* h = o * tanh(c) comes a turn late, beside the gates of the next vector: else its chain of operations would begin where
+ * theirs ends, and what a core looks ahead is not long enough for the next ones to begin meanwhile. */
 static void N(lstm_forward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
+    N(vec) o_before = N(all)(0), c_before = o_before;
+    REAL *h = NULL;
+    ptrdiff_t left = 0;
     for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
             REAL *gate = (REAL *)p->gates[j] + u;
-            N(vec) a[4] = {N(load)(gate), N(load)(gate + S), N(load)(gate + 3 * S), N(load)(gate + 2 * S)};
-            N(activate)(3, 4, a); /* L3, L4, L6, L5 */
+            N(vec) a[5] = {N(load)(gate), N(load)(gate + S), N(load)(gate + 3 * S), N(load)(gate + 2 * S), c_before};
+            N(activate)(3, 5, a); /* L3, L4, L6, L5, L8 */
             const N(vec) i = a[0], f = a[1], o = a[2], g = a[3];
             const N(vec) c = N(fma)(f, N(load)((const REAL *)p->c_prev[j] + u), i * g); /* L7 */
             N(store)((REAL *)p->c[j] + u, c);
-            const N(vec) k = N(tanh)(c);                            /* L8 */
-            N(store_upto)((REAL *)p->h[j] + u, o * k, p->last - u); /* L9 */
+            if (h) N(store_upto)(h, o_before * a[4], left); /* L9 */
             if (p->training) {
                 N(store)(gate, i);
                 N(store)(gate + S, f);
                 N(store)(gate + 2 * S, g);
                 N(store)(gate + 3 * S, o);
             }
+            o_before = o;
+            c_before = c;
+            h = (REAL *)p->h[j] + u;
+            left = p->last - u;
         }
+    if (h) N(store_upto)(h, o_before * N(tanh)(c_before), left);
 }
 
 INLINE void N(lstm_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {

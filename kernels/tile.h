@@ -6,19 +6,21 @@
  *
  * Accumulators, and why (two FMA ports of latency 4 want at least 8 chains; loads cost R + V for R*V multiply-adds):
  *   32 registers (AVX-512, NEON)   6x4 = 24   8x3 = 24   8x2 = 16   8x1 = 8      one row: 2 panels of 4 or 3, 4 of 2
- *   16 registers (AVX2, baseline)  6x2 = 12   4x3 = 12   8x1 = 8                 one row: as above, weights from memory
+ *   16 registers (AVX2, baseline)  3x4 = 12   4x3 = 12   6x2 = 12   8x1 = 8      one row: as above, weights from memory
  */
 
 #if defined(ISA_AVX512) || defined(ISA_NEON)
 #define REGISTERS 32
-#define WIDEST 4
+#define ROWS_OF_4 6
 #define ROWS_OF_3 8
 #define ROWS_OF_2 8
+#define AT_ONCE PTRDIFF_MAX
 #else
 #define REGISTERS 16
-#define WIDEST 2 /* a panel of 4 is worked off as two halves */
+#define ROWS_OF_4 3
 #define ROWS_OF_3 4
 #define ROWS_OF_2 6
+#define AT_ONCE (24 * 1024) /* bytes of a panel of 4: a larger one would not stay in L1 and is worked off in halves */
 #endif
 #define MOST_ROWS 8
 #define PLAIN 0 /* kinds of tiles */
@@ -42,6 +44,36 @@ typedef struct {
     ptrdiff_t fetch_step; /* bytes from k to k+1 in the panel to come */
 } N(walk);
 
+/* One k of a tile. Where the registers do not hold all vectors of w beside the sums and one element of a row, they hold
+ * the elements of all rows and one vector. */
+INLINE void N(one_k)(const int R, const int P, const int V, N(vec) sum[][ROOM_FOR(P * V, 8)], const REAL *const *left,
+                     ptrdiff_t at, const REAL *w, ptrdiff_t w_panel) {
+    if (R > 1 && R * P * V + P * V + 1 > REGISTERS) {
+        N(vec) x[ROOM_FOR(R, MOST_ROWS)];
+        EACH_OF(r, 0, R) x[r] = N(all)(left[r][at]);
+        EACH_OF(v, 0, P * V) {
+            const N(vec) weight = N(load)(w + v / V * w_panel + v % V * LANES);
+            EACH_OF(r, 0, R) sum[r][v] = N(fma)(x[r], weight, sum[r][v]);
+            if (R * P * V + R + 1 == REGISTERS)
+                EACH_OF(r, 0, R) IN_PLACE(sum[r][v]);
+        }
+        return;
+    }
+    N(vec) weight[8];
+    EACH_OF(v, 0, P * V) weight[v] = N(load)(w + v / V * w_panel + v % V * LANES);
+    EACH_OF(r, 0, R) {
+        const N(vec) x = N(all)(left[r][at]);
+        EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+        if (R * P * V + P * V + 1 == REGISTERS)
+            EACH_OF(v, 0, P * V) IN_PLACE(sum[r][v]);
+    }
+}
+
+INLINE const char *N(fetch)(const char *line, ptrdiff_t step) {
+    __builtin_prefetch(line, 0, 2);
+    return line + step;
+}
+
 /* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments, to
  * a third one w is pointers to rows. R, P, V and the kind are constants wherever this is inlined. */
 INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
@@ -50,35 +82,36 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
     const REAL *left[MOST_ROWS];
     EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
+        __asm__("" : "+r"(left[r])); /* else GCC adds up its parts again and again */
         EACH_OF(v, 0, P * V) {
             const ptrdiff_t at = out_offset + v / V * g->out_panel + v % V * g->out_step;
             sum[r][v] = g->accumulate ? N(load)(out[r] + at) : g->init ? N(load)(g->init + at) : N(all)(0);
         }
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
+    const int fetches = kind == FETCH || kind == SEGMENTS;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
-        ptrdiff_t at = 0;
-        UNROLLED_BY(4)
-        for (ptrdiff_t k = 0; k < g->depth; k++) {
-            if (kind == FETCH || kind == SEGMENTS) {
-                __builtin_prefetch(next, 0, 2);
-                next += fetch_step;
+        const REAL *const *row = (const REAL *const *)w; /* ROWS */
+        ptrdiff_t at = 0, k = g->depth;
+        if (kind != ROWS && a_step == 1 && w_step == V * LANES) { /* constants, which no instruction has to add */
+            UNROLLED_BY(4)
+            for (; k > 0; k--) {
+                if (fetches) next = N(fetch)(next, fetch_step);
+                N(one_k)(R, P, V, sum, left, at++, w, w_panel);
+                w += V * LANES;
             }
+        }
+        UNROLLED_BY(4)
+        for (; k > 0; k--) {
+            if (fetches) next = N(fetch)(next, fetch_step);
             const REAL *from = w;
             if (kind == ROWS) {
-                from = ((const REAL *const *)w)[k] + w_panel;
+                from = *row++ + w_panel;
                 __asm__("" : "+r"(from)); /* else GCC keeps w_panel plus each vector's place in registers it has not */
-            }
-            N(vec) weight[8];
-            EACH_OF(v, 0, P * V) weight[v] = N(load)(from + v / V * w_panel + v % V * LANES);
-            EACH_OF(r, 0, R) {
-                const N(vec) x = N(all)(left[r][at]);
-                EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
-                if (R * P * V + P * V + 1 == REGISTERS)
-                    EACH_OF(v, 0, P * V) IN_PLACE(sum[r][v]);
-            }
-            if (kind != ROWS) w += w_step;
+            } else w += w_step;
+            N(one_k)(R, P, V, sum, left, at, from, w_panel);
             at += a_step;
+            __asm__("" : "+r"(at)); /* one index into all rows, not a pointer into each */
         }
         if (--more == 0) break;
         EACH_OF(r, 0, R) left[r] += g->a_segment;
@@ -101,42 +134,43 @@ typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, cons
     TILE(R, 1, V, FETCH, tile_##R##x##V##_fetch)                                                                       \
     TILE(R, 1, V, SEGMENTS, tile_##R##x##V##_segments)                                                                 \
     TILE(R, 1, V, ROWS, tile_##R##x##V##_rows)
-#define TILES_TO_4(V) TILES(1, V) TILES(2, V) TILES(3, V) TILES(4, V)
+#define TILES_TO_3(V) TILES(1, V) TILES(2, V) TILES(3, V)
+#define TILES_TO_4(V) TILES_TO_3(V) TILES(4, V)
 #define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
 #define TILES_TO_8(V) TILES_TO_6(V) TILES(7, V) TILES(8, V)
 TILES_TO_8(1)
-#if WIDEST == 4
+#if REGISTERS == 32
 TILES_TO_8(2)
 TILES_TO_8(3)
 TILES_TO_6(4)
 #else
 TILES_TO_6(2)
 TILES_TO_4(3)
-TILE(1, 1, 4, PLAIN, tile_1x4)
-TILE(1, 1, 4, FETCH, tile_1x4_fetch)
+TILES_TO_3(4)
 #endif
 TILE(1, 2, 4, PLAIN, tile_1x4_two)
 TILE(1, 2, 3, PLAIN, tile_1x3_two)
 TILE(1, 4, 2, PLAIN, tile_1x2_four)
 
-#define TO_4(V, KIND) 0, N(tile_1x##V##KIND), N(tile_2x##V##KIND), N(tile_3x##V##KIND), N(tile_4x##V##KIND)
+#define TO_3(V, KIND) 0, N(tile_1x##V##KIND), N(tile_2x##V##KIND), N(tile_3x##V##KIND)
+#define TO_4(V, KIND) TO_3(V, KIND), N(tile_4x##V##KIND)
 #define TO_6(V, KIND) TO_4(V, KIND), N(tile_5x##V##KIND), N(tile_6x##V##KIND)
 #define TO_8(V, KIND) TO_6(V, KIND), N(tile_7x##V##KIND), N(tile_8x##V##KIND)
 /* [kind][V][R] */
 static const N(tile_fn) N(tiles_by_shape)[4][5][MOST_ROWS + 1] = {
-#if WIDEST == 4
+#if REGISTERS == 32
     {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_8(3, )}, {TO_6(4, )}},
     {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_8(3, _fetch)}, {TO_6(4, _fetch)}},
     {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
     {{0}, {TO_8(1, _rows)}, {TO_8(2, _rows)}, {TO_8(3, _rows)}, {TO_6(4, _rows)}},
 #else
-    {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {0, N(tile_1x4)}},
-    {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {0, N(tile_1x4_fetch)}},
-    {{0}, {TO_8(1, _segments)}, {TO_6(2, _segments)}, {TO_4(3, _segments)}, {0}},
-    {{0}, {TO_8(1, _rows)}, {TO_6(2, _rows)}, {TO_4(3, _rows)}, {0}},
+    {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {TO_3(4, )}},
+    {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {TO_3(4, _fetch)}},
+    {{0}, {TO_8(1, _segments)}, {TO_6(2, _segments)}, {TO_4(3, _segments)}, {TO_3(4, _segments)}},
+    {{0}, {TO_8(1, _rows)}, {TO_6(2, _rows)}, {TO_4(3, _rows)}, {TO_3(4, _rows)}},
 #endif
 };
-static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, 6};
+static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, ROWS_OF_4};
 
 /* Rows of the left operand for the tile before to fetch, from where they begin; one line of them if they lie apart. */
 static const char *N(next_left)(N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, ptrdiff_t rows) {
@@ -238,9 +272,9 @@ static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff
             if (p->backwards) panel -= count - 1;
             v = before = pair;
             end = pair + together;
-        } else if ((p->rows > 1 || p->row) && end - v == 4 && WIDEST < 4) {
-            if (p->backwards) v += WIDEST;
-            else end -= WIDEST;
+        } else if (p->rows > ROWS_OF_4 && end - v == 4 && g->depth * g->segments * 4 * VECTOR_BYTES > AT_ONCE) {
+            if (p->backwards) v += 2;
+            else end -= 2;
         }
         const REAL *from = p->row  ? (const REAL *)(p->row + k0)
                            : p->ld ? w + k0 * p->ld + v * LANES
@@ -401,7 +435,8 @@ static void N(read)(const void *from, ptrdiff_t n) {
 }
 
 #undef REGISTERS
-#undef WIDEST
+#undef ROWS_OF_4
+#undef AT_ONCE
 #undef ROWS_OF_3
 #undef ROWS_OF_2
 #undef MOST_ROWS
@@ -417,9 +452,11 @@ static void N(read)(const void *from, ptrdiff_t n) {
 #undef NEAR
 #undef TILE
 #undef TILES
+#undef TILES_TO_3
 #undef TILES_TO_4
 #undef TILES_TO_6
 #undef TILES_TO_8
+#undef TO_3
 #undef TO_4
 #undef TO_6
 #undef TO_8
