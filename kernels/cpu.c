@@ -5,6 +5,8 @@
 #include <time.h>
 #if defined(__linux__)
 #include <sched.h>
+#include <stdio.h>
+#include <unistd.h>
 #endif
 #if defined(__linux__) || defined(__APPLE__)
 #include <sys/mman.h>
@@ -75,6 +77,42 @@ void cpu_leave(int threads) {
         sched_setaffinity(0, sizeof allowed, &allowed);
 #else
     (void)threads;
+#endif
+}
+
+void cpu_signal_elsewhere(pthread_t thread, pthread_cond_t *wake, int threads) {
+#if defined(__linux__)
+    cpu_set_t allowed, others;
+    if (!pthread_getaffinity_np(thread, sizeof allowed, &allowed)) {
+        others = allowed;
+        CPU_CLR(sched_getcpu(), &others);
+        if (CPU_COUNT(&others) && CPU_COUNT(&allowed) >= threads &&
+            !pthread_setaffinity_np(thread, sizeof others, &others)) {
+            pthread_cond_signal(wake); /* it is given a CPU at once, and may have any from then on */
+            pthread_setaffinity_np(thread, sizeof allowed, &allowed);
+            return;
+        }
+    }
+#else
+    (void)thread, (void)threads;
+#endif
+    pthread_cond_signal(wake);
+}
+
+int cpu_idle(void) {
+#if defined(__linux__)
+    static int cpus; /* what several threads find out at a time is the same */
+    if (!cpus) cpus = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    int busy = cpus;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) < cpus) return 0;
+    FILE *const loads = fopen("/proc/loadavg", "re");
+    if (!loads) return 0;
+    if (fscanf(loads, "%*s %*s %*s %d/", &busy) != 1) busy = cpus;
+    fclose(loads);
+    return busy < cpus ? cpus - busy : 0;
+#else
+    return 0;
 #endif
 }
 

@@ -4,6 +4,8 @@
 
 #include "tiles.h"
 
+#include <pthread.h>
+
 /* The instruction sets that run here, best first; NULL behind the last. */
 const char *cpu_isa(int index);
 /* The two tables (float32, float64) of an instruction set, NULL where the name is unknown or cannot run here. */
@@ -12,6 +14,10 @@ const tiles_t *cpu_tiles(const char *isa);
 int cpu_here(void);
 /* Moves this thread to another of its CPUs, if they are as many as these threads, and leaves it free to come back. */
 void cpu_leave(int threads);
+/* Wakes up a thread on another CPU than this one, if its CPUs are as many as these threads. */
+void cpu_signal_elsewhere(pthread_t thread, pthread_cond_t *wake, int threads);
+/* CPUs that have nothing to do, of all that the system has; 0 where it does not tell, or this process may not use all. */
+int cpu_idle(void);
 double cpu_seconds(void);
 /* Asks for large pages behind a block that is about to be written for the first time, where the system has them. */
 void cpu_large_pages(void *block, size_t size);

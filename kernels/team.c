@@ -40,10 +40,12 @@ typedef struct {
     team_fn fn;       /* what is open to it, */
     void *arg;        /* its own as long as it is BUSY or LEFT */
     double signalled; /* when it was made or woken up; 0 from its falling asleep until then (under the lock) */
+    pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     struct {
         double until, penalty;
+        int early; /* it was asked before that time, and has not been there since */
     } crowd[2]; /* somebody else's process wants its CPU: short calls and long ones do without it until then */
 } worker;
 
@@ -56,6 +58,8 @@ static struct {
     void *arg;
     int lengthy;             /* the call that holds the team is a long one */
     double last;             /* when a call took the team or let it go */
+    double looked;           /* when it looked for idle CPUs, ... */
+    int idle;                /* ... and how many it found */
     worker *crew[TEAM_MOST]; /* those that answered the last call: rank r is crew[r] */
     worker at[TEAM_MOST];
 } team;
@@ -150,14 +154,13 @@ static int grow(void) {
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->wake, NULL);
     w->signalled = cpu_seconds();
-    pthread_t thread;
     sigset_t all, before; /* signals are the main thread's */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int failed = pthread_create(&thread, NULL, worker_main, w);
+    const int failed = pthread_create(&w->thread, NULL, worker_main, w);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (failed) return 0;
-    pthread_detach(thread);
+    pthread_detach(w->thread);
     __atomic_store_n(&team.size, rank, __ATOMIC_RELAXED);
     return 1;
 }
@@ -170,6 +173,23 @@ static void crowded(worker *w, double now, double lost) {
     if (penalty < calls) penalty = calls;
     w->crowd[team.lengthy].penalty = penalty;
     w->crowd[team.lengthy].until = now + penalty;
+}
+
+/* ... as of a moment ago. */
+static int idle_cpus(double now) {
+    if (now - team.looked > SELDOM_SECONDS) {
+        team.looked = now;
+        team.idle = cpu_idle();
+    }
+    return team.idle;
+}
+
+/* Whether the crowd of the last one of so many workers is gone before its time: there are CPUs for all of them. Once, until
+ * it has come: a crowd that nobody sees, as where CPU time is rationed, must not be tried again and again. */
+static int is_over(worker *w, int workers, double now) {
+    if (w->crowd[team.lengthy].early) return 0;
+    if (idle_cpus(now) < workers) return 0;
+    return w->crowd[team.lengthy].early = 1;
 }
 
 /* Nobody else's until `busy` is 0 again: how many threads there are of those wanted, or 1, and then it is not taken. */
@@ -190,11 +210,13 @@ static void call(worker *w, int state) {
     set_state(w, state);
     if (!__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) return;
     pthread_mutex_lock(&w->lock);
-    if (w->signalled == 0) {
-        w->signalled = cpu_seconds();
-        pthread_cond_signal(&w->wake);
-    }
+    const int sleeps = w->signalled == 0;
+    if (sleeps) w->signalled = cpu_seconds();
     pthread_mutex_unlock(&w->lock);
+    if (!sleeps) return;
+    /* A scheduler may take an idle CPU for a busy one, as under KVM, and put it behind its caller, which waits for it. */
+    if (idle_cpus(w->signalled) > 0) cpu_signal_elsewhere(w->thread, &w->wake, team.size + 1);
+    else pthread_cond_signal(&w->wake);
 }
 
 int team_asleep(void) {
@@ -212,7 +234,7 @@ int team_acquire(int wanted, double patience) {
     team.last = now;
     for (int i = 1; i <= team.size && asked < wanted; i++) {
         worker *w = &team.at[i];
-        if (now < w->crowd[team.lengthy].until) continue;
+        if (now < w->crowd[team.lengthy].until && !is_over(w, asked, now)) continue;
         if (spare_them && __atomic_load_n(&w->asleep, __ATOMIC_RELAXED)) continue;
         if (state_of(w) == IDLE) call(w, CALLED);
         team.crew[asked++] = w;
@@ -264,7 +286,7 @@ void team_run(int size, team_fn fn, void *arg) {
             lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call would have been done by now */
         for (int r = 1; r < size; r++)
             if (alone_by_now) crowded(team.crew[r], end, lost);
-            else team.crew[r]->crowd[team.lengthy].penalty = 0;
+            else team.crew[r]->crowd[team.lengthy].penalty = team.crew[r]->crowd[team.lengthy].early = 0;
     }
     fp_restore(before);
 }
