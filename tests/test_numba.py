@@ -488,7 +488,7 @@ AVX2 = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16
 
 
 def test_avx2_has_the_bits_of_avx2(core, tmp_path):
-    """On 16 registers: other tiles, panels of four worked off as two halves."""
+    """On 16 registers: other tiles, large panels of four worked off as two halves."""
     if "avx2" not in core.available_isas():
         pytest.skip("this CPU does not run avx2")
     code = (

@@ -21,7 +21,7 @@ from fusedrnn.numba.jit import VECTOR_BYTES, emitted, inlined, inner, public
 from fusedrnn.numba.lstm import lstm_forward
 from fusedrnn.numba.machine import at, clear, copy, flush_denormals, fp_restore, get, put, stack
 from fusedrnn.numba.rnn import rnn_relu_forward, rnn_tanh_forward
-from fusedrnn.numba.tile import PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, WIDEST, product, table_of
+from fusedrnn.numba.tile import HALVES, PANEL, POINTWISE, POINTWISE_BYTES, PRODUCT, PRODUCT_BYTES, product, table_of
 from fusedrnn.numba.vec import itemsize, lanes
 
 __all__ = [
@@ -345,7 +345,7 @@ def rnn_pointwise(p, q, like, w):
         rnn_tanh_forward(q, like)
 
 
-LINEAR = (min(PANEL, WIDEST), PANEL)
+LINEAR = (*HALVES, PANEL)
 lstm_rows = step_of(lstm_pointwise, LINEAR, 4, 0, -1, True)
 gru_rows = step_of(gru_pointwise, (3,), 4, 1, 3, False)
 gru_before_rows = step_of(gru_reset_before_pointwise, (2, 3, *LINEAR), 4, 1, -1, False, bias=3)

@@ -44,10 +44,14 @@ LEFT = 6
 """Rows that `pack_left` lays side by side."""
 
 WIDE = VECTOR_BYTES == 64 or ARM
-"""32 registers (AVX-512, NEON); else 16, where a panel of 4 is worked off as two halves."""
-MOST_ROWS = (0, 8, 8, 8, 6) if WIDE else (0, 8, 6, 4, 1)
+"""32 registers (AVX-512, NEON); else 16."""
+REGISTERS = 32 if WIDE else 16
+MOST_ROWS = (0, 8, 8, 8, 6) if WIDE else (0, 8, 6, 4, 3)
 """Rows of a tile by its vectors."""
-WIDEST = 4 if WIDE else 2
+AT_ONCE = 2**62 if WIDE else 24 * 1024
+"""Bytes of a panel of 4: a larger one would not stay in L1 and is worked off in halves, ..."""
+HALVES = () if WIDE else (2,)
+"""... so many vectors each."""
 TOGETHER = (0, 0, 4, 2, 2)
 """Panels that a single row takes at once, by their vectors: eight chains keep two ports of latency 4 busy."""
 UNROLL = 4
@@ -87,7 +91,7 @@ PACK = record(
 
 def has_fetch(V: int, R: int) -> bool:
     """Whether a tile is wide enough to hide a prefetch in every step of k."""
-    return V in (WIDEST, 3) and (2 if V == 4 else 4) <= R
+    return V in (*HALVES, 3, PANEL) and (2 if V == 4 else 4) <= R
 
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -186,17 +190,26 @@ def emit_tile(module: Any, real: Any, R: int, P: int, V: int, fetch: bool) -> An
             b.call(cgutils.get_or_insert_function(module, t, "llvm.prefetch.p0"), [p, I32(0), I32(2), I32(1)])
             ahead = b.add(ahead, g["fetch_step"])
         panels = [w if p == 0 else b.add(w, b.mul(I64(p), panel_bytes)) for p in range(P)]
-        weight = {
-            (p, v): vec.emit_load(b, vec.pointer(b, panels[p], real, I64(v * VECTOR_BYTES // size)), real)
-            for p in range(P)
-            for v in range(V)
-        }
         new = list(sums)
-        for r in range(R):
-            x = vec.splat(b, b.load(b.gep(left[r], [at])))
-            for i, (row_, p, v) in enumerate(cells):
-                if row_ == r:
-                    new[i] = vec.emit_fma(b, x, weight[p, v], sums[i])
+
+        def weight(p: int, v: int) -> Any:
+            return vec.emit_load(b, vec.pointer(b, panels[p], real, I64(v * VECTOR_BYTES // size)), real)
+
+        def x(r: int) -> Any:
+            return vec.splat(b, b.load(b.gep(left[r], [at])))
+
+        if R > 1 and len(cells) + P * V + 1 > REGISTERS:  # these do not hold all weights, but an element of each row
+            xs = [x(r) for r in range(R)]
+            for p, v in itertools.product(range(P), range(V)):
+                one = weight(p, v)
+                for i in (i for i, cell in enumerate(cells) if cell[1:] == (p, v)):
+                    new[i] = vec.emit_fma(b, xs[cells[i][0]], one, sums[i])
+        else:
+            weights = {(p, v): weight(p, v) for p in range(P) for v in range(V)}
+            for r in range(R):
+                one = x(r)
+                for i in (i for i, cell in enumerate(cells) if cell[0] == r):
+                    new[i] = vec.emit_fma(b, one, weights[cells[i][1:]], sums[i])
         return b.add(w, w_bytes), b.add(at, a_step), ahead, new
 
     zero = I64(0)
@@ -336,7 +349,7 @@ def widths_for(gates: int, vectors: int, threads: int) -> frozenset[int]:
         ends = {0, vectors, *range(0, vectors, PANEL)}
         shares = [sorted(ends | {vectors * r // size for r in range(size)}) for size in range(1, threads + 1)]
         met = {b - a for share in shares for a, b in itertools.pairwise(share)}
-    return frozenset(met | {WIDEST} if PANEL in met else met)
+    return frozenset(met.union(HALVES) if PANEL in met else met)
 
 
 @inner
@@ -425,8 +438,8 @@ def block(p, walk, a_offset, k0, after, like):
             panel += together
             continue
         width = min(full - within, end - v)
-        if rows > 1 and width > WIDEST and width == 4:
-            width = WIDEST
+        if width == 4 and rows > MOST_ROWS[4] and g.depth * g.segments * 4 * VECTOR_BYTES > AT_ONCE:
+            width = 2
         ahead = 0
         if q.prefetch:
             ahead = w - within * VECTOR_BYTES + g.w_panel * size if v - within + full < end else after
