@@ -20,6 +20,8 @@ MOST: Final = 256
 CGROUPS: Final = Path("/sys/fs/cgroup")
 OWN_CGROUPS: Final = Path("/proc/self/cgroup")
 """Linux's control groups, and those of this process."""
+CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
+"""Linux's description of a CPU's caches."""
 
 # The compiled module begins with it when it is loaded, and then keeps the number itself.
 _number: int | None = None
@@ -112,8 +114,10 @@ def own_cache() -> int:
         Bytes of L2, at most 2 MB of them, since a larger one is mostly shared; 1 MB where the system does not say.
     """
     found = 0
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    for cache in CACHES.glob("index*"):
+        with contextlib.suppress(ValueError, OSError):
+            if (cache / "level").read_text().strip() == "2":
+                found = int((cache / "size").read_text().strip().removesuffix("K")) << 10
     return min(found, 2 << 20) if found > 0 else 1 << 20
 
 
