@@ -130,8 +130,8 @@ cdef struct Direction:
     Py_ssize_t *length
     Py_ssize_t *active
     Py_ssize_t *offset
-    Part *part
-    Part **part_of
+    Part *part                  # of the tape, ...
+    Part **part_of              # [B]  ... and which of them a row belongs to
     const char *x               # (T, B, I), byte strides
     Py_ssize_t x_t, x_b, x_i
     char *y                     # (T, B, H), byte strides; the units of a row are neighbours

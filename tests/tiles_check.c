@@ -127,7 +127,8 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     p.accumulate = any(0, 2) == 0;
     p.ld = gated || any(0, 2) ? 0 : vectors * L + any(0, 9);
     for (int s = 0, first = (int)any(0, 2); s < p.segments; s++) p.gate[s] = (first + s) % (int)p.segments;
-    p.prefetch = !p.ld && any(0, 1);
+    p.backwards = any(0, 2) == 0;
+    p.prefetch = !p.ld && !p.backwards && any(0, 1);
     p.fetch_left = any(0, 1);
     p.whole = p.segments == 1 && any(0, 1);
     const ptrdiff_t K = p.segments * depth;
