@@ -168,7 +168,7 @@ cdef inline bint all_in_place(Direction *d) noexcept nogil:
 
 
 cdef void weight_gradients(Worker *k, Direction *d) noexcept nogil:
-    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape in ascending order, block by
+    """dW_ih, dW_hh and both bias gradients: sums over all rows of the tape, step by step, block by
     block. A rank makes whole rows of dW; what is packed is packed together, for the first block already."""
     cdef Run *run = k.run
     cdef Layer *l = &d.layer

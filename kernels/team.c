@@ -37,6 +37,7 @@ typedef struct {
     _Alignas(128) int state;
     int asleep;
     int rank;
+    int placed;       /* its caller is about to give it a CPU */
     team_fn fn;       /* what is open to it, */
     void *arg;        /* its own as long as it is BUSY or LEFT */
     double signalled; /* when it was made or woken up; 0 from its falling asleep until then (under the lock) */
@@ -46,7 +47,7 @@ typedef struct {
     struct {
         double until, penalty;
         int early; /* it was asked before that time, and has not been there since */
-    } crowd[2]; /* somebody else's process wants its CPU: short calls and long ones do without it until then */
+    } crowd[2];    /* somebody else's process wants its CPU: short calls and long ones do without it until then */
 } worker;
 
 static struct {
@@ -88,8 +89,9 @@ static _Thread_local double waited;
 /* Where no CPU is idle, the scheduler wakes a worker on its caller's, and then one of the two stands still. That is bad
  * for an open run, and good for any other: on a CPU that is shared with another process the worker would stand still for
  * slices of milliseconds, and the caller at every barrier with it. */
-static void make_room(void) {
+static void make_room(const worker *me) {
     const int here = cpu_here();
+    if (__atomic_load_n(&me->placed, __ATOMIC_ACQUIRE)) return; /* two who narrow its CPUs would not widen them again */
     if (here >= 0 && here == __atomic_load_n(&team.home, __ATOMIC_RELAXED))
         cpu_leave(__atomic_load_n(&team.size, __ATOMIC_RELAXED) + 1);
 }
@@ -107,7 +109,7 @@ static void *worker_main(void *arg) {
         for (unsigned polls = 0; !is_wanted(me); polls++) {
             cpu_relax();
             if (polls % 64) continue;
-            make_room();
+            make_room(me);
             const double now = cpu_seconds();
             if (since == 0) since = now;
             if (now - since < SPIN_SECONDS) continue;
@@ -118,18 +120,18 @@ static void *worker_main(void *arg) {
             __atomic_store_n(&me->asleep, 0, __ATOMIC_SEQ_CST);
             if (me->signalled == 0) me->signalled = cpu_seconds(); /* it did not sleep at all */
             pthread_mutex_unlock(&me->lock);
-            make_room();
+            make_room(me);
             since = 0; /* whoever woke us up may have gone on alone, and will be back */
         }
         if (change_state(me, OPEN, BUSY)) {
-            make_room();
+            make_room(me);
             me->fn(me->arg, me->rank);
             if (change_state(me, BUSY, IDLE)) continue;
             __atomic_fetch_sub(&team.left, 1, __ATOMIC_RELEASE);
             set_state(me, IDLE);
         }
         if (!change_state(me, CALLED, PRESENT)) continue;
-        make_room();
+        make_room(me);
         int state;
         for (unsigned polls = 0; (state = state_of(me)) == PRESENT || state == GO; polls++) {
             spin(polls);
@@ -184,11 +186,13 @@ static int idle_cpus(double now) {
     return team.idle;
 }
 
-/* Whether the crowd of the last one of so many workers is gone before its time: there are CPUs for all of them. Once, until
- * it has come: a crowd that nobody sees, as where CPU time is rationed, must not be tried again and again. */
-static int is_over(worker *w, int workers, double now) {
+/* Whether a worker's crowd is gone before its time: there are CPUs for it and for those asked before that still sleep. Once,
+ * until it has come: a crowd that nobody sees, as where CPU time is rationed, must not be tried again and again. */
+static int is_over(worker *w, int asked, double now) {
+    int wanted = 1;
     if (w->crowd[team.lengthy].early) return 0;
-    if (idle_cpus(now) < workers) return 0;
+    for (int i = 1; i < asked; i++) wanted += __atomic_load_n(&team.crew[i]->asleep, __ATOMIC_RELAXED);
+    if (idle_cpus(now) < wanted) return 0;
     return w->crowd[team.lengthy].early = 1;
 }
 
@@ -209,14 +213,20 @@ static int take(int wanted) {
 static void call(worker *w, int state) {
     set_state(w, state);
     if (!__atomic_load_n(&w->asleep, __ATOMIC_SEQ_CST)) return;
+    const double now = cpu_seconds();
     pthread_mutex_lock(&w->lock);
     const int sleeps = w->signalled == 0;
-    if (sleeps) w->signalled = cpu_seconds();
+    if (sleeps) {
+        w->signalled = now;
+        __atomic_store_n(&w->placed, 1, __ATOMIC_RELAXED);
+    }
     pthread_mutex_unlock(&w->lock);
     if (!sleeps) return;
-    /* A scheduler may take an idle CPU for a busy one, as under KVM, and put it behind its caller, which waits for it. */
-    if (idle_cpus(w->signalled) > 0) cpu_signal_elsewhere(w->thread, &w->wake, team.size + 1);
+    /* A scheduler may take an idle CPU for a busy one, as under KVM, and put it behind its caller, which waits for it. Not
+     * under the lock: there it would fall asleep again, and wake up anywhere. */
+    if (idle_cpus(now) > 0) cpu_signal_elsewhere(w->thread, &w->wake, team.size + 1);
     else pthread_cond_signal(&w->wake);
+    __atomic_store_n(&w->placed, 0, __ATOMIC_RELEASE);
 }
 
 int team_asleep(void) {
@@ -286,7 +296,7 @@ void team_run(int size, team_fn fn, void *arg) {
             lost > (size - 1) * worked + WAKE_SECONDS; /* alone the call would have been done by now */
         for (int r = 1; r < size; r++)
             if (alone_by_now) crowded(team.crew[r], end, lost);
-            else team.crew[r]->crowd[team.lengthy].penalty = team.crew[r]->crowd[team.lengthy].early = 0;
+            else memset(&team.crew[r]->crowd[team.lengthy], 0, sizeof team.crew[r]->crowd[0]);
     }
     fp_restore(before);
 }

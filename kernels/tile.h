@@ -17,10 +17,15 @@
 #define AT_ONCE PTRDIFF_MAX
 #else
 #define REGISTERS 16
-#define ROWS_OF_4 3
 #define ROWS_OF_3 4
 #define ROWS_OF_2 6
+#if defined(ISA_AVX2)
+#define ROWS_OF_4 3
 #define AT_ONCE (24 * 1024) /* bytes of a panel of 4: a larger one would not stay in L1 and is worked off in halves */
+#else
+#define ROWS_OF_4 1 /* a product that is rounded by itself takes a register, too, which three rows do not leave */
+#define AT_ONCE 0
+#endif
 #endif
 #define MOST_ROWS 8
 #define PLAIN 0 /* kinds of tiles */

@@ -32,7 +32,7 @@ cdef void stage(Worker *k, Matrix *m, product_t *x, product_t *p, pointwise_t *q
     cdef const char *data = <const char *>p.w
     cdef Py_ssize_t unit_bytes = each * m.depth * lanes * l.tiles.itemsize
     cdef Py_ssize_t weights = g.most * unit_bytes
-    cdef bint streams = weights > (L2_STAYS if g.part.steps > 1 else L2_RETURNS)     # they come from beyond L2 in every step
+    cdef bint streams = weights > (L2_STAYS if g.part.steps > 1 else L2_RETURNS)    # from beyond L2 in every step
     p.prefetch = False
     p.backwards = backwards and rows < FEW_ROWS and not m.late
     if m.plain:
@@ -305,7 +305,8 @@ cdef bint time_loop(Worker *k, Group *g, int seat) noexcept nogil:
     cdef product_t p[2]
     cdef product_t x
     cdef pointwise_t q
-    at_once = not back and max(MANY_ROWS, l.inputs) <= g.part.rows <= d.chunk and d.x_i == tiles.itemsize and not l.x.late
+    at_once = not back and max(MANY_ROWS, l.inputs) <= g.part.rows <= d.chunk
+    at_once &= d.x_i == tiles.itemsize and not l.x.late
     uneven = g.even < g.units or g.even_panels < g.units        # then a step's shares are not those of its projection
     k.group = g
     k.seat = seat

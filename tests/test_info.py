@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import shutil
 import subprocess
 import sys
 
@@ -174,14 +173,6 @@ def test_own_cache(found, size, tmp_path, monkeypatch):
             (tmp_path / f"index{index}" / "level").write_text(level + "\n")
             (tmp_path / f"index{index}" / "size").write_text(text + "\n")
     assert fr.threads.own_cache() == size
-
-
-@pytest.mark.skipif(not shutil.which("getconf"), reason="nobody else to ask")
-def test_own_cache_of_this_cpu():
-    asked = subprocess.run(["getconf", "LEVEL2_CACHE_SIZE"], capture_output=True, text=True, check=False).stdout.strip()
-    if not asked.isdigit() or int(asked) == 0 or not fr.threads.CACHES.exists():
-        pytest.skip("the system does not say")
-    assert fr.threads.own_cache() == min(int(asked), 2 << 20)
 
 
 @pytest.mark.parametrize("arguments", [("config", "junk"), ("probe", "--junk"), ("junk",)])

@@ -210,7 +210,7 @@ for threads in 1, 2, 3, 4:
         weights = p.directions[0][0]
         steps = [m.stream((m.pack(cell, *weights),), B).step(p.x[0]) for m in (backend, _core)]
         assert np.array_equal(*steps)
-assert len(met) > 3, met
+assert len(met) > 2, met
 print("done")
 """
 

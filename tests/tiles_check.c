@@ -201,6 +201,8 @@ static void check_products(void) {
             for (int i = 0; i < 3; i++)
                 if (rows % 3 == i) try_product(gated, gated ? width : PANEL, rows, deep[i]);
         }
+    for (int i = 0; i < 200; i++) /* about where panels of four are worked off in halves */
+        try_product(i % 2, PANEL, any(2, 12), any(150, 420));
 }
 
 /* --- packing --- */
@@ -370,7 +372,8 @@ static void forward(cell_t cell, int stage, int training, real *u) {
             u[H] = (1 - u[G2]) * u[G0] + u[G2] * u[H_PREV];
         }
         break;
-    case CELLS: break;
+    case CELLS:
+        break;
     }
 }
 
@@ -409,7 +412,8 @@ static void backward(cell_t cell, int stage, real dy, real *u) {
             u[DH] += u[DQ] * r;
         }
         break;
-    case CELLS: break;
+    case CELLS:
+        break;
     }
 }
 
