@@ -310,9 +310,9 @@ def test_threads_that_are_far_apart_share_less():
         fr.set_num_threads(2)
         for far, want in ((0, 2), (1, 1), (0, 2)):
             meeting["looked"], meeting["far"], end = math.inf, far, time.monotonic() + 5
-            while threads() != want and time.monotonic() < end:
+            while (found := threads()) != want and time.monotonic() < end:
                 pass  # the other thread may be asleep
-            assert threads() == want
+            assert found == want
         meeting["looked"] = -1
         threads()
         assert meeting["looked"] > 0
