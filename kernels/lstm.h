@@ -30,7 +30,7 @@ static void N(lstm_forward)(const pointwise_t *p) {
             h = (REAL *)p->h[j] + u;
             left = p->last - u;
         }
-    if (h) N(store_upto)(h, o_before * N(tanh)(c_before), left);
+    if (h) N(store_upto)(h, o_before * N(tanh)(c_before), left); /* L8, L9 of the last one */
 }
 
 INLINE void N(lstm_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
