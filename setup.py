@@ -17,8 +17,10 @@ from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("kernels")
 SANITIZERS = "-fsanitize=address,undefined"
+# Where a tile's loop begins in its cache line is worth two hundredths, and would else change with every edit.
+ALIGNED = ["-falign-functions=64", "-falign-loops=64"]
 BUILDS = {  # name: (compiler flags, linker flags)
-    "release": (["-O3", "-g0"], []),
+    "release": (["-O3", "-g0", *ALIGNED], []),
     "debug": (["-Og", "-g3", "-UNDEBUG"], []),
     "sanitize": (
         ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", SANITIZERS],

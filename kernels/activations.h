@@ -76,7 +76,7 @@ INLINE void N(activate)(const int sigmoids, const int count, N(vec) *x) {
     N(reduced_expm1)(count, t, p, power);
     EACH(0, count) under[i] = N(fma)(power[i], p[i], 1 + power[i]);
     EACH(0, sigmoids) e[i] = power[i] * (1 + p[i]);
-    EACH(0, sigmoids) over[i] = N(where)((N(bits))((N(signed))x[i] >> (BITS - 1)), e[i], N(all)(1));
+    EACH(0, sigmoids) over[i] = N(where_negative)(x[i], e[i], N(all)(1));
     EACH(sigmoids, count) over[i] = N(fma)(-power[i], p[i], 1 - power[i]);
     EACH(0, count) over[i] /= under[i];
     EACH(0, sigmoids) x[i] = N(where)((N(bits))(x[i] < (REAL)-1), N(fma)(-e[i], over[i], e[i]), over[i]);

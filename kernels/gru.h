@@ -5,28 +5,36 @@
  *   both              h = (1 - z) * n + z * h_prev
  */
 
-INLINE void N(gru_forward_rows)(const pointwise_t *p, const int rows, ptrdiff_t j, ptrdiff_t u) {
+/* n and h come a turn late, as LSTM's h does: n waits for r. */
+static void N(gru_forward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
-    REAL *gate[2];
-    N(vec) a[4], n[2];
-    EACH(0, rows) gate[i] = (REAL *)p->gates[j + i] + u;
-    EACH(0, rows) a[i] = N(load)(gate[i] + S);
-    EACH(0, rows) a[rows + i] = N(load)(gate[i] + 2 * S);
-    N(activate)(2 * rows, 2 * rows, a); /* G3, G4 */
-    EACH(0, rows) n[i] = N(fma)(a[i], N(load)(gate[i] + 3 * S), N(load)(gate[i]));
-    N(activate)(0, rows, n); /* G5 */
-    EACH(0, rows) {
-        const N(vec) r = a[i], z = a[rows + i];
-        const N(vec) h_prev = N(load_upto)((const REAL *)p->h_prev[j + i] + u, p->last - u);
-        N(store_upto)((REAL *)p->h[j + i] + u, N(fma)(z, h_prev, (1 - z) * n[i]), p->last - u); /* G6 */
-        if (p->training) {
-            N(store)(gate[i], n[i]);
-            N(store)(gate[i] + S, r);
-            N(store)(gate[i] + 2 * S, z);
+    REAL nowhere[LANES] = {0}, *tape = nowhere, *h = nowhere;
+    const REAL *h_prev = nowhere;
+    N(vec) z_before = N(all)(0), sum_before = z_before;
+    ptrdiff_t left = LANES;
+    for (ptrdiff_t j = 0; j < p->rows; j++)
+        for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
+            REAL *gate = (REAL *)p->gates[j] + u;
+            N(vec) a[3] = {N(load)(gate + S), N(load)(gate + 2 * S), sum_before};
+            N(activate)(2, 3, a); /* G3, G4, G5 */
+            const N(vec) r = a[0], z = a[1], n = a[2];
+            N(store_upto)(h, N(fma)(z_before, N(load_upto)(h_prev, left), (1 - z_before) * n), left); /* G6 */
+            sum_before = N(fma)(r, N(load)(gate + 3 * S), N(load)(gate));
+            if (p->training) {
+                N(store)(tape, n);
+                N(store)(gate + S, r);
+                N(store)(gate + 2 * S, z);
+            }
+            z_before = z;
+            tape = gate;
+            h_prev = (const REAL *)p->h_prev[j] + u;
+            h = (REAL *)p->h[j] + u;
+            left = p->last - u;
         }
-    }
+    const N(vec) n = N(tanh)(sum_before); /* G5, G6 of the last one */
+    N(store_upto)(h, N(fma)(z_before, N(load_upto)(h_prev, left), (1 - z_before) * n), left);
+    if (p->training) N(store)(tape, n);
 }
-TWO_ROWS(gru_forward)
 
 INLINE void N(gru_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {
     const ptrdiff_t S = p->stride;

@@ -8,8 +8,8 @@
 static void N(lstm_forward)(const pointwise_t *p) {
     const ptrdiff_t S = p->stride;
     N(vec) o_before = N(all)(0), c_before = o_before;
-    REAL *h = NULL;
-    ptrdiff_t left = 0;
+    REAL nowhere[LANES], *h = nowhere; /* always written: behind a condition the operations would not be side by side */
+    ptrdiff_t left = LANES;
     for (ptrdiff_t j = 0; j < p->rows; j++)
         for (ptrdiff_t u = p->first; u < p->last; u += LANES) {
             REAL *gate = (REAL *)p->gates[j] + u;
@@ -18,7 +18,7 @@ static void N(lstm_forward)(const pointwise_t *p) {
             const N(vec) i = a[0], f = a[1], o = a[2], g = a[3];
             const N(vec) c = N(fma)(f, N(load)((const REAL *)p->c_prev[j] + u), i * g); /* L7 */
             N(store)((REAL *)p->c[j] + u, c);
-            if (h) N(store_upto)(h, o_before * a[4], left); /* L9 */
+            N(store_upto)(h, o_before * a[4], left); /* L9 */
             if (p->training) {
                 N(store)(gate, i);
                 N(store)(gate + S, f);
@@ -30,7 +30,7 @@ static void N(lstm_forward)(const pointwise_t *p) {
             h = (REAL *)p->h[j] + u;
             left = p->last - u;
         }
-    if (h) N(store_upto)(h, o_before * N(tanh)(c_before), left); /* L8, L9 of the last one */
+    N(store_upto)(h, o_before * N(tanh)(c_before), left); /* L8, L9 of the last one */
 }
 
 INLINE void N(lstm_backward_at)(const pointwise_t *p, ptrdiff_t j, ptrdiff_t u) {

@@ -2,13 +2,20 @@
  * Gate row: [p], p = a + s going in and dp = da = ds at last; in between h itself, in y, is the tape.
  */
 
+/* Units [u, u + L) of two rows at a time: beside a chain of operations that wait for each other there is time for another. */
 INLINE void N(rnn_tanh_forward_rows)(const pointwise_t *p, const int rows, ptrdiff_t j, ptrdiff_t u) {
     N(vec) h[2];
     EACH(0, rows) h[i] = N(load)((REAL *)p->gates[j + i] + u);
     N(activate)(0, rows, h);                                                 /* A2 */
     EACH(0, rows) N(store_upto)((REAL *)p->h[j + i] + u, h[i], p->last - u); /* R3 */
 }
-TWO_ROWS(rnn_tanh_forward)
+
+static void N(rnn_tanh_forward)(const pointwise_t *p) {
+    ptrdiff_t j = 0;
+    for (; j + 2 <= p->rows; j += 2)
+        for (ptrdiff_t u = p->first; u < p->last; u += LANES) N(rnn_tanh_forward_rows)(p, 2, j, u);
+    for (ptrdiff_t u = p->first; j < p->rows && u < p->last; u += LANES) N(rnn_tanh_forward_rows)(p, 1, j, u);
+}
 
 static void N(rnn_relu_forward)(const pointwise_t *p) {
     for (ptrdiff_t j = 0; j < p->rows; j++)

@@ -1,16 +1,6 @@
 /* Fills the tables of one instruction set: every source of a tile, once per dtype. Included by the stubs in isa/. */
 #include "tiles.h"
 
-/* A pointwise function that takes two rows at a time: beside a chain of operations that wait for each other there is time
- * for another one. NAME_rows does units [u, u + L) of rows [j, j + rows). */
-#define TWO_ROWS(NAME)                                                                                                 \
-    static void N(NAME)(const pointwise_t *p) {                                                                        \
-        ptrdiff_t j = 0;                                                                                               \
-        for (; j + 2 <= p->rows; j += 2)                                                                               \
-            for (ptrdiff_t u = p->first; u < p->last; u += LANES) N(NAME##_rows)(p, 2, j, u);                          \
-        for (ptrdiff_t u = p->first; j < p->rows && u < p->last; u += LANES) N(NAME##_rows)(p, 1, j, u);               \
-    }
-
 /* A pointwise function of the backward pass: NAME_at does units [u, u + L) of row j. What it reads has left the near
  * caches, and no prefetcher follows from row to row: the gate row, a state and dy are fetched AHEAD rows before. */
 #define AHEAD 4

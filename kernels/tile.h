@@ -79,50 +79,56 @@ INLINE const char *N(fetch)(const char *line, ptrdiff_t step) {
     return line + step;
 }
 
+INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kind, const N(walk) *g,
+                            N(vec) sum[][ROOM_FOR(P * V, 8)], const REAL *const *left, const ptrdiff_t a_step,
+                            const REAL *w, const ptrdiff_t w_step, const char **next) {
+    const REAL *const *row = (const REAL *const *)w; /* ROWS */
+    const ptrdiff_t w_panel = g->w_panel, fetch_step = g->fetch_step;
+    ptrdiff_t at = 0;
+    UNROLLED_BY(4)
+    for (ptrdiff_t k = g->depth; k > 0; k--) {
+        if (kind == FETCH || kind == SEGMENTS) *next = N(fetch)(*next, fetch_step);
+        const REAL *from = w;
+        if (kind == ROWS) {
+            from = *row++ + w_panel;
+            __asm__("" : "+r"(from)); /* else GCC keeps w_panel plus each vector's place in registers it has not */
+        } else w += w_step;
+        N(one_k)(R, P, V, sum, left, at, from, w_panel);
+        at += a_step;
+        if (!__builtin_constant_p(a_step))
+            __asm__("" : "+r"(at)); /* one index into all rows, not a pointer into each */
+    }
+    return w;
+}
+
 /* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments, to
  * a third one w is pointers to rows. R, P, V and the kind are constants wherever this is inlined. */
 INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
                     ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
     N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(P * V, 8)];
     const REAL *left[MOST_ROWS];
+    const ptrdiff_t out_panel = g->out_panel, out_step = g->out_step;
     EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
         __asm__("" : "+r"(left[r])); /* else GCC adds up its parts again and again */
-        EACH_OF(v, 0, P * V) {
-            const ptrdiff_t at = out_offset + v / V * g->out_panel + v % V * g->out_step;
-            sum[r][v] = g->accumulate ? N(load)(out[r] + at) : g->init ? N(load)(g->init + at) : N(all)(0);
-        }
+        const REAL *const from = (g->accumulate ? out[r] : g->init) + out_offset;
+        EACH_OF(v, 0, P * V)
+            sum[r][v] = g->accumulate || g->init ? N(load)(from + v / V * out_panel + v % V * out_step) : N(all)(0);
     }
-    const ptrdiff_t a_step = g->a_step, w_step = g->w_step, w_panel = g->w_panel, fetch_step = g->fetch_step;
-    const int fetches = kind == FETCH || kind == SEGMENTS;
+    const ptrdiff_t a_step = g->a_step, w_step = g->w_step;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
-        const REAL *const *row = (const REAL *const *)w; /* ROWS */
-        ptrdiff_t at = 0, k = g->depth;
-        if (kind != ROWS && a_step == 1 && w_step == V * LANES) { /* constants, which no instruction has to add */
-            UNROLLED_BY(4)
-            for (; k > 0; k--) {
-                if (fetches) next = N(fetch)(next, fetch_step);
-                N(one_k)(R, P, V, sum, left, at++, w, w_panel);
-                w += V * LANES;
-            }
-        }
-        UNROLLED_BY(4)
-        for (; k > 0; k--) {
-            if (fetches) next = N(fetch)(next, fetch_step);
-            const REAL *from = w;
-            if (kind == ROWS) {
-                from = *row++ + w_panel;
-                __asm__("" : "+r"(from)); /* else GCC keeps w_panel plus each vector's place in registers it has not */
-            } else w += w_step;
-            N(one_k)(R, P, V, sum, left, at, from, w_panel);
-            at += a_step;
-            __asm__("" : "+r"(at)); /* one index into all rows, not a pointer into each */
-        }
+        if (kind != ROWS && a_step == 1 && w_step == V * LANES) /* constants, which no instruction has to add */
+            w = N(all_k)(R, P, V, kind, g, sum, left, 1, w, V * LANES, &next);
+        else if (kind != ROWS && P == 1 && V == PANEL / 2 && a_step == 1 && w_step == PANEL * LANES)
+            w = N(all_k)(R, P, V, kind, g, sum, left, 1, w, PANEL * LANES, &next);
+        else w = N(all_k)(R, P, V, kind, g, sum, left, a_step, w, w_step, &next);
         if (--more == 0) break;
         EACH_OF(r, 0, R) left[r] += g->a_segment;
     }
-    EACH_OF(r, 0, R)
-        EACH_OF(v, 0, P * V) N(store)(out[r] + out_offset + v / V * g->out_panel + v % V * g->out_step, sum[r][v]);
+    EACH_OF(r, 0, R) {
+        REAL *const to = out[r] + out_offset;
+        EACH_OF(v, 0, P * V) N(store)(to + v / V * out_panel + v % V * out_step, sum[r][v]);
+    }
 }
 
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
@@ -185,44 +191,71 @@ static const char *N(next_left)(N(walk) *g, const REAL *const *a, ptrdiff_t a_of
     return (const char *)(a[0] + a_offset);
 }
 
-/* Rows [0, p->rows) of `width` vectors starting at w, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
-static void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t width,
-                             ptrdiff_t out_offset, ptrdiff_t columns, const char *next) {
-    const REAL *const *a = (const REAL *const *)p->a;
-    REAL *const *out = (REAL *const *)p->out;
-    const ptrdiff_t most = N(most_rows)[width], tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
+/* Rows of the last columns of unpadded rows: by way of a padded copy. */
+static
+    __attribute__((noinline)) void N(by_copy)(N(tile_fn) tile, const N(walk) *g, const REAL *const *a,
+                                              ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset,
+                                              ptrdiff_t rows, ptrdiff_t columns, const char *ahead) {
+    REAL copy[MOST_ROWS][4 * LANES] __attribute__((aligned(64)));
+    REAL *to[MOST_ROWS] = {0};
+    for (ptrdiff_t r = 0; r < rows; r++) {
+        to[r] = copy[r] - out_offset;
+        memset(copy[r], 0, sizeof copy[r]);
+        if (g->accumulate) memcpy(copy[r], out[r] + out_offset, (size_t)columns * sizeof(REAL));
+    }
+    tile(g, a, a_offset, w, to, out_offset, ahead);
+    for (ptrdiff_t r = 0; r < rows; r++) memcpy(out[r] + out_offset, copy[r], (size_t)columns * sizeof(REAL));
+}
+
+/* Pieces of a product that are worked off one after another: whole panels, or a part of one alone. */
+typedef struct {
+    ptrdiff_t count, width;          /* so many pieces of so many vectors ... */
+    int halves;                      /* ... or each of two halves of so many */
+    const REAL *w;                   /* the first one; ROWS: w_panel is where it begins */
+    ptrdiff_t w_next, out, out_next; /* from one to the next */
+    ptrdiff_t columns;               /* of a piece that are written */
+    const char *after;               /* to fetch while the last one is at work; NULL: nothing is fetched */
+} N(pieces);
+
+/* All rows of some pieces, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
+static __attribute__((noinline)) void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
+                                                       const N(pieces) *s) {
+    const ptrdiff_t width = s->width, most = N(most_rows)[width], K = g->depth * g->segments, first = g->w_panel;
+    const ptrdiff_t tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
-    const ptrdiff_t K = g->depth * g->segments;
-    const int left = p->fetch_left && tiles > 1;
-    const int kind = p->row ? ROWS : g->segments > 1 ? SEGMENTS : next || left ? FETCH : PLAIN;
+    const int left = p->fetch_left && tiles > 1, prepares = K >= DEEP || left;
+    const int kind = p->row ? ROWS : g->segments > 1 ? SEGMENTS : s->after || left ? FETCH : PLAIN;
     const N(tile_fn) *const by_rows = N(tiles_by_shape)[kind][width];
     /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
-    g->fetch_step = next ? (VECTOR_BYTES * width + tiles - 1) / tiles : 0;
-    if (g->fetch_step > 64) g->fetch_step = 64;
-    const char *ahead = next ? next : (const char *)w; /* a line that is there is of no use, and of no harm */
-    for (ptrdiff_t t = 0; t < tiles; t++) {
-        const ptrdiff_t rows = fewer + (t < longer);
-        if (K >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
-            for (ptrdiff_t r = rows; r < rows + fewer; r++)
-                for (ptrdiff_t v = 0; v < width; v++) __builtin_prefetch(out[r] + out_offset + v * g->out_step, 1, 3);
-        if (left && t + 1 < tiles) ahead = N(next_left)(g, a + rows, a_offset, fewer + (t + 1 < longer));
-        if (left && t + 1 == tiles) g->fetch_step = 0;
-        if (columns >= width * LANES) {
-            by_rows[rows](g, a, a_offset, w, out, out_offset, ahead);
-        } else { /* the last columns of unpadded rows: by way of a padded copy */
-            REAL copy[MOST_ROWS][4 * LANES] __attribute__((aligned(64)));
-            REAL *to[MOST_ROWS];
-            for (ptrdiff_t r = 0; r < rows; r++) {
-                to[r] = copy[r] - out_offset;
-                memset(copy[r], 0, sizeof copy[r]);
-                if (g->accumulate) memcpy(copy[r], out[r] + out_offset, (size_t)columns * sizeof(REAL));
-            }
-            by_rows[rows](g, a, a_offset, w, to, out_offset, ahead);
-            for (ptrdiff_t r = 0; r < rows; r++) memcpy(out[r] + out_offset, copy[r], (size_t)columns * sizeof(REAL));
+    const ptrdiff_t line = !s->after ? 0 : (VECTOR_BYTES * width + tiles - 1) / tiles, step = line < 64 ? line : 64;
+    for (ptrdiff_t i = 0; i < s->count << s->halves; i++) {
+        const ptrdiff_t piece = i >> s->halves, half = s->halves ? p->backwards ? 1 - i % 2 : i % 2 : 0;
+        const ptrdiff_t moved = piece * s->w_next + half * width * LANES;
+        const ptrdiff_t at = s->out + piece * s->out_next + half * width * g->out_step;
+        const REAL *const w = p->row ? s->w : s->w + moved, *const *a = (const REAL *const *)p->a;
+        REAL *const *out = (REAL *const *)p->out;
+        const char *next = (const char *)w; /* a line that is there is of no use, and of no harm */
+        if (s->after) {                     /* half a panel fetches half of the next */
+            next = piece + 1 < s->count ? (const char *)(s->w + (piece + 1) * s->w_next) : s->after;
+            next += half * width * K * VECTOR_BYTES;
         }
-        a += rows;
-        out += rows;
-        ahead += K * g->fetch_step;
+        if (p->row) g->w_panel = first + moved;
+        g->fetch_step = step;
+        for (ptrdiff_t t = 0; t < tiles; t++) {
+            const ptrdiff_t rows = fewer + (t < longer), then = fewer + (t + 1 < longer);
+            if (prepares) {
+                if (K >= DEEP && t + 1 < tiles) /* what the next tile begins with is on its way while this one works */
+                    for (ptrdiff_t r = rows; r < rows + fewer; r++)
+                        for (ptrdiff_t v = 0; v < width; v++) __builtin_prefetch(out[r] + at + v * g->out_step, 1, 3);
+                if (left && t + 1 < tiles) next = N(next_left)(g, a + rows, a_offset, then);
+                if (left && t + 1 == tiles) g->fetch_step = 0;
+            }
+            if (s->columns >= width * LANES) by_rows[rows](g, a, a_offset, w, out, at, next);
+            else N(by_copy)(by_rows[rows], g, a, a_offset, w, out, at, rows, s->columns, next);
+            a += rows;
+            out += rows;
+            next += K * g->fetch_step;
+        }
     }
 }
 
@@ -258,55 +291,93 @@ static inline ptrdiff_t N(panel_of)(ptrdiff_t v, ptrdiff_t width) {
     return width == 4 ? v / 4 : width == 3 ? v / 3 : width == 2 ? v / 2 : v;
 }
 
-/* Vectors [first, last) of one K block, panel by panel, from the first or from the last. */
-static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
-    const REAL *const w = (const REAL *)p->w;
-    const ptrdiff_t K = p->segments * p->depth, count = p->width == 2 ? 4 : 2, together = count * p->width;
-    /* one row takes two panels at a time, for enough chains; but four chains are enough for a single stream out of L2 */
-    const int pairs = p->rows == 1 && !p->row && p->width > 1 &&
-                      (VECTOR_BYTES < 64 || p->ld || p->width == 3 || p->last - p->first <= 4 * p->width ||
-                       (p->last - p->first) * K * VECTOR_BYTES <= NEAR);
-    for (ptrdiff_t low = p->first, high = p->last; low < high;) {
-        ptrdiff_t panel = N(panel_of)(p->backwards ? high - 1 : low, p->width), before = panel * p->width;
-        const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
-        ptrdiff_t v = before > low ? before : low, end = before + full < high ? before + full : high;
-        const ptrdiff_t pair = p->backwards ? end - together : v;
-        const int wide = pairs && v == before && end == before + p->width && pair >= low && pair + together <= high &&
-                         (!p->columns || (pair + together) * LANES <= p->columns);
-        if (wide) {
-            if (p->backwards) panel -= count - 1;
-            v = before = pair;
-            end = pair + together;
-        } else if (p->rows > ROWS_OF_4 && end - v == 4 && g->depth * g->segments * 4 * VECTOR_BYTES > AT_ONCE) {
+/* Whole panels [low, high) of one K block, from the first or from the last. */
+INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, ptrdiff_t low, ptrdiff_t high,
+                      const char *after) {
+    const ptrdiff_t width = p->width, depth = g->depth * g->segments, K = p->segments * p->depth;
+    const ptrdiff_t w_next = width * LANES * (p->row || p->ld ? 1 : K); /* from panel to panel; ROWS: within a row */
+    const REAL *const w = p->row  ? (const REAL *)(p->row + k0)
+                          : p->ld ? (const REAL *)p->w + k0 * p->ld
+                                  : (const REAL *)p->w + k0 * width * LANES;
+    g->w_step = p->ld ? p->ld : width * LANES;
+    g->w_panel = w_next;
+    if (p->rows == 1) {
+        /* two panels at a time, for enough chains; but four chains are enough for a single stream out of L2 */
+        const ptrdiff_t count = width == 2 ? 4 : 2;
+        const int pairs = !p->row && width > 1 &&
+                          (VECTOR_BYTES < 64 || p->ld || width == 3 || p->last - p->first <= 4 * width ||
+                           (p->last - p->first) * K * VECTOR_BYTES <= NEAR);
+        const N(tile_fn) of_many = width == 4 ? N(tile_1x4_two) : width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
+        const N(tile_fn) of_one = N(tiles_by_shape)[p->row ? ROWS : PLAIN][width][1];
+        while (low < high) {
+            const int many = pairs && high - low >= count;
+            const ptrdiff_t here = p->backwards ? high - (many ? count : 1) : low;
+            if (p->row) g->w_panel = here * w_next;
+            (many ? of_many : of_one)(g, (const REAL *const *)p->a, a_offset, p->row ? w : w + here * w_next,
+                                      (REAL *const *)p->out, p->out_offset + here * p->out_panel, NULL);
+            if (p->backwards) high = here;
+            else low += many ? count : 1;
+        }
+        return;
+    }
+    const ptrdiff_t first = p->backwards ? high - 1 : low, sign = p->backwards ? -1 : 1;
+    N(pieces) s = {.count = high - low, .width = width, .w = p->row ? w : w + first * w_next};
+    s.halves = width == 4 && p->rows > ROWS_OF_4 && depth * 4 * VECTOR_BYTES > AT_ONCE;
+    if (s.halves) s.width = 2;
+    if (p->row) g->w_panel = first * w_next;
+    s.w_next = sign * w_next;
+    s.out = p->out_offset + first * p->out_panel;
+    s.out_next = sign * p->out_panel;
+    s.columns = width * LANES;
+    if (p->prefetch)
+        s.after = high * width < p->last ? (const char *)(w + high * w_next) : after ? after : (const char *)w;
+    N(rows_of_tiles)(p, g, a_offset, &s);
+}
+
+/* Vectors [low, high) of one K block that are no whole panels, or cut off on the right. */
+static __attribute__((noinline)) void N(parts)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0,
+                                               ptrdiff_t low, ptrdiff_t high) {
+    const ptrdiff_t width = p->width, K = p->segments * p->depth;
+    while (low < high) {
+        const ptrdiff_t panel = N(panel_of)(p->backwards ? high - 1 : low, width), begin = panel * width;
+        const ptrdiff_t full = p->vectors - begin < width ? p->vectors - begin : width;
+        ptrdiff_t v = begin > low ? begin : low, end = begin + full < high ? begin + full : high;
+        if (end - v == 4 && p->rows > ROWS_OF_4) {
             if (p->backwards) v += 2;
             else end -= 2;
         }
-        const REAL *from = p->row  ? (const REAL *)(p->row + k0)
-                           : p->ld ? w + k0 * p->ld + v * LANES
-                                   : w + (before * K + k0 * full + v - before) * LANES;
-        const ptrdiff_t out_offset = p->out_offset + panel * p->out_panel + (v - before) * p->out_step;
+        const N(pieces) s = {
+            .count = 1,
+            .width = end - v,
+            .w = p->row  ? (const REAL *)(p->row + k0)
+                 : p->ld ? (const REAL *)p->w + k0 * p->ld + v * LANES
+                         : (const REAL *)p->w + (begin * K + k0 * full + v - begin) * LANES,
+            .out = p->out_offset + panel * p->out_panel + (v - begin) * p->out_step,
+            .columns = (p->columns ? p->columns - v * LANES : (end - v) * LANES),
+        };
         g->w_step = p->ld ? p->ld : full * LANES;
-        g->w_panel = p->row ? v * LANES : p->ld ? full * LANES : full * LANES * K;
-        const ptrdiff_t columns = p->columns ? p->columns - v * LANES : (end - v) * LANES;
-        if (p->narrow && full < p->width) {
-            N(narrow_tiles)(p, g, a_offset, from, full, out_offset);
-        } else if (p->rows == 1 && columns >= (end - v) * LANES) {
-            const N(tile_fn) tile = !wide           ? N(tiles_by_shape)[p->row ? ROWS : PLAIN][end - v][1]
-                                    : p->width == 4 ? N(tile_1x4_two)
-                                    : p->width == 3 ? N(tile_1x3_two)
-                                                    : N(tile_1x2_four);
-            tile(g, (const REAL *const *)p->a, a_offset, from, (REAL *const *)p->out, out_offset, NULL);
-        } else {
-            const char *next = !p->prefetch              ? NULL
-                               : before + full < p->last ? (const char *)(from - (v - before) * LANES + g->w_panel)
-                                                         : after;
-            /* half a panel fetches half of the next */
-            if (next) next += (v - before) * g->depth * g->segments * VECTOR_BYTES;
-            N(rows_of_tiles)(p, g, a_offset, from, end - v, out_offset, columns, next);
-        }
+        g->w_panel = p->row ? v * LANES : 0;
+        if (p->narrow && full < width) N(narrow_tiles)(p, g, a_offset, s.w, full, s.out);
+        else N(rows_of_tiles)(p, g, a_offset, &s);
         if (p->backwards) high = v;
         else low = end;
     }
+}
+
+/* Vectors [first, last) of one K block, panel by panel, from the first or from the last. */
+static void N(block)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, const char *after) {
+    const ptrdiff_t width = p->width, written = p->columns ? p->columns / LANES : p->vectors; /* so many whole */
+    const ptrdiff_t low = N(panel_of)(p->first + width - 1, width);
+    const ptrdiff_t high = N(panel_of)(p->last < written ? p->last : written, width);
+    if (low >= high) {
+        N(parts)(p, g, a_offset, k0, p->first, p->last);
+        return;
+    }
+    const ptrdiff_t begin = p->backwards ? high * width : p->first, end = p->backwards ? p->last : low * width;
+    if (begin < end) N(parts)(p, g, a_offset, k0, begin, end);
+    N(panels)(p, g, a_offset, k0, low, high, after);
+    const ptrdiff_t then = p->backwards ? p->first : high * width, last = p->backwards ? low * width : p->last;
+    if (then < last) N(parts)(p, g, a_offset, k0, then, last);
 }
 
 static void N(product)(const product_t *p) {

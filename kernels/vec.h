@@ -61,9 +61,25 @@ INLINE N(vec) N(load)(const REAL *p) { return *(const N(vec_any) *)p; }
 INLINE void N(store)(REAL *p, N(vec) x) { *(N(vec_any) *)p = x; }
 INLINE N(vec) N(all)(REAL x) { return x - (N(vec)){0}; }
 
+/* a where x's sign bit is set, b elsewhere; and a where the mask is (all bits of a lane, or none). */
+#if defined(ISA_AVX2) && BITS == 32
+INLINE vec_f32 where_negative_f32(vec_f32 x, vec_f32 a, vec_f32 b) {
+    return (vec_f32)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)x);
+}
+INLINE vec_f32 where_f32(bits_f32 mask, vec_f32 a, vec_f32 b) { return where_negative_f32((vec_f32)mask, a, b); }
+#elif defined(ISA_AVX2)
+INLINE vec_f64 where_negative_f64(vec_f64 x, vec_f64 a, vec_f64 b) {
+    return (vec_f64)_mm256_blendv_pd((__m256d)b, (__m256d)a, (__m256d)x);
+}
+INLINE vec_f64 where_f64(bits_f64 mask, vec_f64 a, vec_f64 b) { return where_negative_f64((vec_f64)mask, a, b); }
+#else
 INLINE N(vec) N(where)(N(bits) mask, N(vec) a, N(vec) b) {
     return (N(vec))((mask & (N(bits))a) | (~mask & (N(bits))b));
 }
+INLINE N(vec) N(where_negative)(N(vec) x, N(vec) a, N(vec) b) {
+    return N(where)((N(bits))((N(signed))x >> (BITS - 1)), a, b);
+}
+#endif
 
 /* fma(a, b, c) = a*b + c rounded once; max(a, b) is NaN when b is (a never is where it is used). */
 #if defined(ISA_AVX512) && BITS == 32
