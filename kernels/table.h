@@ -38,6 +38,7 @@
     {.isa = NAME,                                                                                                      \
      .itemsize = sizeof(REAL_TYPE),                                                                                    \
      .lanes = VECTOR_BYTES / sizeof(REAL_TYPE),                                                                        \
+     .undivided = UNDIVIDED,                                                                                           \
      .product = product_##TYPE,                                                                                        \
      .pack_transposed = pack_transposed_##TYPE,                                                                        \
      .pack_rows = pack_rows_##TYPE,                                                                                    \

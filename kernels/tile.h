@@ -14,17 +14,17 @@
 #define ROWS_OF_4 6
 #define ROWS_OF_3 8
 #define ROWS_OF_2 8
-#define AT_ONCE PTRDIFF_MAX
+#define UNDIVIDED PTRDIFF_MAX
 #else
 #define REGISTERS 16
 #define ROWS_OF_3 4
 #define ROWS_OF_2 6
 #if defined(ISA_AVX2)
 #define ROWS_OF_4 3
-#define AT_ONCE (24 * 1024) /* bytes of a panel of 4: a larger one would not stay in L1 and is worked off in halves */
+#define UNDIVIDED 192 /* k of a panel of 4: more of them would not stay in L1, and it is worked off in halves */
 #else
 #define ROWS_OF_4 1 /* a product that is rounded by itself takes a register, too, which three rows do not leave */
-#define AT_ONCE 0
+#define UNDIVIDED 0
 #endif
 #endif
 #define MOST_ROWS 8
@@ -101,10 +101,11 @@ INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kin
     return w;
 }
 
-/* One tile: R rows, P panels of V vectors; one kind fetches what comes next, another also goes through several segments, to
- * a third one w is pointers to rows. R, P, V and the kind are constants wherever this is inlined. */
-INLINE void N(tile)(const int R, const int P, const int V, const int kind, const N(walk) *g, const REAL *const *a,
-                    ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset, const char *next) {
+/* One tile: R rows, P panels of V vectors, or halves of panels of A = 4; one kind fetches what comes next, another also goes
+ * through several segments, to a third one w is pointers to rows. R, P, V, A and the kind are constants. */
+INLINE void N(tile)(const int R, const int P, const int V, const int A, const int kind, const N(walk) *g,
+                    const REAL *const *a, ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset,
+                    const char *next) {
     N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(P * V, 8)];
     const REAL *left[MOST_ROWS];
     const ptrdiff_t out_panel = g->out_panel, out_step = g->out_step;
@@ -113,38 +114,36 @@ INLINE void N(tile)(const int R, const int P, const int V, const int kind, const
         __asm__("" : "+r"(left[r])); /* else GCC adds up its parts again and again */
         const REAL *const from = (g->accumulate ? out[r] : g->init) + out_offset;
         EACH_OF(v, 0, P * V)
-            sum[r][v] = g->accumulate || g->init ? N(load)(from + v / V * out_panel + v % V * out_step) : N(all)(0);
+            sum[r][v] = g->accumulate || g->init ? N(load)(from + v / A * out_panel + v % A * out_step) : N(all)(0);
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
         if (kind != ROWS && a_step == 1 && w_step == V * LANES) /* constants, which no instruction has to add */
             w = N(all_k)(R, P, V, kind, g, sum, left, 1, w, V * LANES, &next);
-        else if (kind != ROWS && P == 1 && V == PANEL / 2 && a_step == 1 && w_step == PANEL * LANES)
-            w = N(all_k)(R, P, V, kind, g, sum, left, 1, w, PANEL * LANES, &next);
         else w = N(all_k)(R, P, V, kind, g, sum, left, a_step, w, w_step, &next);
         if (--more == 0) break;
         EACH_OF(r, 0, R) left[r] += g->a_segment;
     }
     EACH_OF(r, 0, R) {
         REAL *const to = out[r] + out_offset;
-        EACH_OF(v, 0, P * V) N(store)(to + v / V * out_panel + v % V * out_step, sum[r][v]);
+        EACH_OF(v, 0, P * V) N(store)(to + v / A * out_panel + v % A * out_step, sum[r][v]);
     }
 }
 
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
                            const char *);
 
-#define TILE(R, P, V, KIND, NAME)                                                                                      \
+#define TILE(R, P, V, A, KIND, NAME)                                                                                   \
     static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset,          \
                                                   const REAL *w, REAL *const *out, ptrdiff_t out_offset,               \
                                                   const char *next) {                                                  \
-        N(tile)(R, P, V, KIND, g, a, a_offset, w, out, out_offset, next);                                              \
+        N(tile)(R, P, V, A, KIND, g, a, a_offset, w, out, out_offset, next);                                           \
     }
 #define TILES(R, V)                                                                                                    \
-    TILE(R, 1, V, PLAIN, tile_##R##x##V)                                                                               \
-    TILE(R, 1, V, FETCH, tile_##R##x##V##_fetch)                                                                       \
-    TILE(R, 1, V, SEGMENTS, tile_##R##x##V##_segments)                                                                 \
-    TILE(R, 1, V, ROWS, tile_##R##x##V##_rows)
+    TILE(R, 1, V, V, PLAIN, tile_##R##x##V)                                                                            \
+    TILE(R, 1, V, V, FETCH, tile_##R##x##V##_fetch)                                                                    \
+    TILE(R, 1, V, V, SEGMENTS, tile_##R##x##V##_segments)                                                              \
+    TILE(R, 1, V, V, ROWS, tile_##R##x##V##_rows)
 #define TILES_TO_3(V) TILES(1, V) TILES(2, V) TILES(3, V)
 #define TILES_TO_4(V) TILES_TO_3(V) TILES(4, V)
 #define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
@@ -159,29 +158,48 @@ TILES_TO_6(2)
 TILES_TO_4(3)
 TILES_TO_3(4)
 #endif
-TILE(1, 2, 4, PLAIN, tile_1x4_two)
-TILE(1, 2, 3, PLAIN, tile_1x3_two)
-TILE(1, 4, 2, PLAIN, tile_1x2_four)
+TILE(1, 2, 4, 4, PLAIN, tile_1x4_two)
+TILE(1, 2, 3, 3, PLAIN, tile_1x3_two)
+TILE(1, 4, 2, 2, PLAIN, tile_1x2_four)
+#if REGISTERS == 16
+#define DIVIDED(R)                                                                                                     \
+    TILE(R, 2, 2, 4, PLAIN, tile_##R##x22)                                                                             \
+    TILE(R, 2, 2, 4, FETCH, tile_##R##x22_fetch)                                                                       \
+    TILE(R, 2, 2, 4, SEGMENTS, tile_##R##x22_segments)
+DIVIDED(1)
+DIVIDED(2)
+DIVIDED(3)
+TILE(1, 4, 2, 4, PLAIN, tile_1x22_two)
+#else
+#define tile_1x22_two_f32 tile_1x4_two_f32
+#define tile_1x22_two_f64 tile_1x4_two_f64
+#endif
 
 #define TO_3(V, KIND) 0, N(tile_1x##V##KIND), N(tile_2x##V##KIND), N(tile_3x##V##KIND)
 #define TO_4(V, KIND) TO_3(V, KIND), N(tile_4x##V##KIND)
 #define TO_6(V, KIND) TO_4(V, KIND), N(tile_5x##V##KIND), N(tile_6x##V##KIND)
 #define TO_8(V, KIND) TO_6(V, KIND), N(tile_7x##V##KIND), N(tile_8x##V##KIND)
+#define DIVIDED_PANEL 5 /* takes the place of V where a panel of 4 is divided */
 /* [kind][V][R] */
-static const N(tile_fn) N(tiles_by_shape)[4][5][MOST_ROWS + 1] = {
+static const N(tile_fn) N(tiles_by_shape)[4][6][MOST_ROWS + 1] = {
 #if REGISTERS == 32
     {{0}, {TO_8(1, )}, {TO_8(2, )}, {TO_8(3, )}, {TO_6(4, )}},
     {{0}, {TO_8(1, _fetch)}, {TO_8(2, _fetch)}, {TO_8(3, _fetch)}, {TO_6(4, _fetch)}},
     {{0}, {TO_8(1, _segments)}, {TO_8(2, _segments)}, {TO_8(3, _segments)}, {TO_6(4, _segments)}},
     {{0}, {TO_8(1, _rows)}, {TO_8(2, _rows)}, {TO_8(3, _rows)}, {TO_6(4, _rows)}},
 #else
-    {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {TO_3(4, )}},
-    {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {TO_3(4, _fetch)}},
-    {{0}, {TO_8(1, _segments)}, {TO_6(2, _segments)}, {TO_4(3, _segments)}, {TO_3(4, _segments)}},
+    {{0}, {TO_8(1, )}, {TO_6(2, )}, {TO_4(3, )}, {TO_3(4, )}, {TO_3(22, )}},
+    {{0}, {TO_8(1, _fetch)}, {TO_6(2, _fetch)}, {TO_4(3, _fetch)}, {TO_3(4, _fetch)}, {TO_3(22, _fetch)}},
+    {{0},
+     {TO_8(1, _segments)},
+     {TO_6(2, _segments)},
+     {TO_4(3, _segments)},
+     {TO_3(4, _segments)},
+     {TO_3(22, _segments)}},
     {{0}, {TO_8(1, _rows)}, {TO_6(2, _rows)}, {TO_4(3, _rows)}, {TO_3(4, _rows)}},
 #endif
 };
-static const int N(most_rows)[5] = {0, 8, ROWS_OF_2, ROWS_OF_3, ROWS_OF_4};
+static const int N(most_rows)[6] = {0, 8, ROWS_OF_2, ROWS_OF_3, ROWS_OF_4, ROWS_OF_4};
 
 /* Rows of the left operand for the tile before to fetch, from where they begin; one line of them if they lie apart. */
 static const char *N(next_left)(N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, ptrdiff_t rows) {
@@ -209,36 +227,38 @@ static
 
 /* Pieces of a product that are worked off one after another: whole panels, or a part of one alone. */
 typedef struct {
-    ptrdiff_t count, width;          /* so many pieces of so many vectors ... */
-    int halves;                      /* ... or each of two halves of so many */
-    const REAL *w;                   /* the first one; ROWS: w_panel is where it begins */
-    ptrdiff_t w_next, out, out_next; /* from one to the next */
-    ptrdiff_t columns;               /* of a piece that are written */
-    const char *after;               /* to fetch while the last one is at work; NULL: nothing is fetched */
+    ptrdiff_t count, shape; /* so many pieces for tiles of so many vectors, or of a DIVIDED_PANEL ... */
+    int halves;             /* ... or each of two halves of so many */
+    const REAL *w;          /* the first one; ROWS: w_panel is where it begins */
+    ptrdiff_t w_next, w_half, out, out_next; /* from one to the next, from a half to the other */
+    ptrdiff_t columns;                       /* of a piece that are written */
+    const char *after;                       /* to fetch while the last one is at work; NULL: nothing is fetched */
 } N(pieces);
 
 /* All rows of some pieces, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
 static __attribute__((noinline)) void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
                                                        const N(pieces) *s) {
-    const ptrdiff_t width = s->width, most = N(most_rows)[width], K = g->depth * g->segments, first = g->w_panel;
+    const ptrdiff_t shape = s->shape, width = shape == DIVIDED_PANEL ? 4 : shape, most = N(most_rows)[shape];
     const ptrdiff_t tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
+    const ptrdiff_t K = g->depth * g->segments, first = g->w_panel;
     const int left = p->fetch_left && tiles > 1, prepares = K >= DEEP || left;
     const int kind = p->row ? ROWS : g->segments > 1 ? SEGMENTS : s->after || left ? FETCH : PLAIN;
-    const N(tile_fn) *const by_rows = N(tiles_by_shape)[kind][width];
-    /* the next panel is spread over all tiles: at a line a k the core's few fill buffers are never free */
-    const ptrdiff_t line = !s->after ? 0 : (VECTOR_BYTES * width + tiles - 1) / tiles, step = line < 64 ? line : 64;
+    const N(tile_fn) *const by_rows = N(tiles_by_shape)[kind][shape];
+    /* the next panel is spread over the tiles: at a line a k the core's few fill buffers are never free. Where they are many
+     * the first ones fetch all of it, a line in four k, and the others do nothing but multiply */
+    const ptrdiff_t bytes = s->after ? VECTOR_BYTES * width : 0, even = (bytes + tiles - 1) / tiles;
+    const ptrdiff_t step = even > 64 ? 64 : bytes && even < 16 ? 16 : even;
+    const ptrdiff_t fetching = kind == FETCH && !left ? (bytes + step - 1) / step : tiles;
     for (ptrdiff_t i = 0; i < s->count << s->halves; i++) {
         const ptrdiff_t piece = i >> s->halves, half = s->halves ? p->backwards ? 1 - i % 2 : i % 2 : 0;
-        const ptrdiff_t moved = piece * s->w_next + half * width * LANES;
+        const ptrdiff_t moved = piece * s->w_next + half * s->w_half;
         const ptrdiff_t at = s->out + piece * s->out_next + half * width * g->out_step;
         const REAL *const w = p->row ? s->w : s->w + moved, *const *a = (const REAL *const *)p->a;
         REAL *const *out = (REAL *const *)p->out;
         const char *next = (const char *)w; /* a line that is there is of no use, and of no harm */
-        if (s->after) {                     /* half a panel fetches half of the next */
-            next = piece + 1 < s->count ? (const char *)(s->w + (piece + 1) * s->w_next) : s->after;
-            next += half * width * K * VECTOR_BYTES;
-        }
+        if (s->after)
+            next = (const char *)((piece + 1 < s->count ? w + s->w_next : (const REAL *)s->after + half * s->w_half));
         if (p->row) g->w_panel = first + moved;
         g->fetch_step = step;
         for (ptrdiff_t t = 0; t < tiles; t++) {
@@ -250,8 +270,9 @@ static __attribute__((noinline)) void N(rows_of_tiles)(const product_t *p, N(wal
                 if (left && t + 1 < tiles) next = N(next_left)(g, a + rows, a_offset, then);
                 if (left && t + 1 == tiles) g->fetch_step = 0;
             }
-            if (s->columns >= width * LANES) by_rows[rows](g, a, a_offset, w, out, at, next);
-            else N(by_copy)(by_rows[rows], g, a, a_offset, w, out, at, rows, s->columns, next);
+            const N(tile_fn) tile = (t < fetching ? by_rows : N(tiles_by_shape)[PLAIN][shape])[rows];
+            if (s->columns >= width * LANES) tile(g, a, a_offset, w, out, at, next);
+            else N(by_copy)(tile, g, a, a_offset, w, out, at, rows, s->columns, next);
             a += rows;
             out += rows;
             next += K * g->fetch_step;
@@ -291,24 +312,32 @@ static inline ptrdiff_t N(panel_of)(ptrdiff_t v, ptrdiff_t width) {
     return width == 4 ? v / 4 : width == 3 ? v / 3 : width == 2 ? v / 2 : v;
 }
 
+/* Whether a panel of so many vectors is packed in halves. */
+INLINE int N(divided)(const product_t *p, ptrdiff_t full) {
+    return full == 4 && !p->ld && !p->row && p->segments * p->depth > UNDIVIDED;
+}
+
 /* Whole panels [low, high) of one K block, from the first or from the last. */
 INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, ptrdiff_t low, ptrdiff_t high,
                       const char *after) {
     const ptrdiff_t width = p->width, depth = g->depth * g->segments, K = p->segments * p->depth;
     const ptrdiff_t w_next = width * LANES * (p->row || p->ld ? 1 : K); /* from panel to panel; ROWS: within a row */
-    const REAL *const w = p->row  ? (const REAL *)(p->row + k0)
-                          : p->ld ? (const REAL *)p->w + k0 * p->ld
-                                  : (const REAL *)p->w + k0 * width * LANES;
-    g->w_step = p->ld ? p->ld : width * LANES;
-    g->w_panel = w_next;
+    const int divided = N(divided)(p, width);
+    const ptrdiff_t step = p->ld ? p->ld : (divided ? 2 : width) * LANES;
+    const REAL *const w = p->row ? (const REAL *)(p->row + k0) : (const REAL *)p->w + k0 * step;
+    g->w_step = step;
+    g->w_panel = divided ? w_next / 2 : w_next;
     if (p->rows == 1) {
         /* two panels at a time, for enough chains; but four chains are enough for a single stream out of L2 */
         const ptrdiff_t count = width == 2 ? 4 : 2;
         const int pairs = !p->row && width > 1 &&
                           (VECTOR_BYTES < 64 || p->ld || width == 3 || p->last - p->first <= 4 * width ||
                            (p->last - p->first) * K * VECTOR_BYTES <= NEAR);
-        const N(tile_fn) of_many = width == 4 ? N(tile_1x4_two) : width == 3 ? N(tile_1x3_two) : N(tile_1x2_four);
-        const N(tile_fn) of_one = N(tiles_by_shape)[p->row ? ROWS : PLAIN][width][1];
+        const N(tile_fn) of_many = divided      ? N(tile_1x22_two)
+                                   : width == 4 ? N(tile_1x4_two)
+                                   : width == 3 ? N(tile_1x3_two)
+                                                : N(tile_1x2_four);
+        const N(tile_fn) of_one = N(tiles_by_shape)[p->row ? ROWS : PLAIN][divided ? DIVIDED_PANEL : width][1];
         while (low < high) {
             const int many = pairs && high - low >= count;
             const ptrdiff_t here = p->backwards ? high - (many ? count : 1) : low;
@@ -321,15 +350,16 @@ INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdif
         return;
     }
     const ptrdiff_t first = p->backwards ? high - 1 : low, sign = p->backwards ? -1 : 1;
-    N(pieces) s = {.count = high - low, .width = width, .w = p->row ? w : w + first * w_next};
-    s.halves = width == 4 && p->rows > ROWS_OF_4 && depth * 4 * VECTOR_BYTES > AT_ONCE;
-    if (s.halves) s.width = 2;
+    N(pieces) s = {.count = high - low, .w = p->row ? w : w + first * w_next};
+    s.halves = width == 4 && p->rows > ROWS_OF_4 && (divided || depth > UNDIVIDED);
+    s.shape = s.halves ? 2 : divided ? DIVIDED_PANEL : width;
+    s.w_half = divided ? g->w_panel : 2 * LANES;
     if (p->row) g->w_panel = first * w_next;
     s.w_next = sign * w_next;
     s.out = p->out_offset + first * p->out_panel;
     s.out_next = sign * p->out_panel;
     s.columns = width * LANES;
-    if (p->prefetch)
+    if (p->prefetch) /* the next panel's, or what the caller knows */
         s.after = high * width < p->last ? (const char *)(w + high * w_next) : after ? after : (const char *)w;
     N(rows_of_tiles)(p, g, a_offset, &s);
 }
@@ -342,20 +372,22 @@ static __attribute__((noinline)) void N(parts)(const product_t *p, N(walk) *g, p
         const ptrdiff_t panel = N(panel_of)(p->backwards ? high - 1 : low, width), begin = panel * width;
         const ptrdiff_t full = p->vectors - begin < width ? p->vectors - begin : width;
         ptrdiff_t v = begin > low ? begin : low, end = begin + full < high ? begin + full : high;
-        if (end - v == 4 && p->rows > ROWS_OF_4) {
-            if (p->backwards) v += 2;
-            else end -= 2;
+        const int divided = N(divided)(p, full);
+        if (divided || (end - v == 4 && p->rows > ROWS_OF_4)) {
+            if (p->backwards) v = v > begin + (end - begin - 1) / 2 * 2 ? v : begin + (end - begin - 1) / 2 * 2;
+            else end = end < begin + ((v - begin) / 2 + 1) * 2 ? end : begin + ((v - begin) / 2 + 1) * 2;
         }
+        const ptrdiff_t across = divided ? 2 : full, half = (v - begin) / across * across; /* vectors side by side */
         const N(pieces) s = {
             .count = 1,
-            .width = end - v,
+            .shape = end - v,
             .w = p->row  ? (const REAL *)(p->row + k0)
                  : p->ld ? (const REAL *)p->w + k0 * p->ld + v * LANES
-                         : (const REAL *)p->w + (begin * K + k0 * full + v - begin) * LANES,
+                         : (const REAL *)p->w + ((begin + half) * K + k0 * across + v - begin - half) * LANES,
             .out = p->out_offset + panel * p->out_panel + (v - begin) * p->out_step,
             .columns = (p->columns ? p->columns - v * LANES : (end - v) * LANES),
         };
-        g->w_step = p->ld ? p->ld : full * LANES;
+        g->w_step = p->ld ? p->ld : across * LANES;
         g->w_panel = p->row ? v * LANES : 0;
         if (p->narrow && full < width) N(narrow_tiles)(p, g, a_offset, s.w, full, s.out);
         else N(rows_of_tiles)(p, g, a_offset, &s);
@@ -397,6 +429,7 @@ static void N(product)(const product_t *p) {
     const ptrdiff_t most = !p->ld ? DEPTH : p->rows > 1 ? PLAIN_DEPTH : PLAIN_DEPTH_ALONE;
     const ptrdiff_t K = p->segments * p->depth, before = p->first / p->width * p->width; /* vectors left of the first */
     const ptrdiff_t full = p->vectors - before < p->width ? p->vectors - before : p->width;
+    const ptrdiff_t across = N(divided)(p, full) ? 2 : full; /* vectors side by side */
     const char *const first = (const char *)((const REAL *)p->w + before * K * LANES);
     const ptrdiff_t together = p->rows == 1 || p->ld || p->depth > TOGETHER / 2 ? 1 : TOGETHER / p->depth;
     for (ptrdiff_t s = 0; s < p->segments; s += g.segments) {
@@ -404,7 +437,7 @@ static void N(product)(const product_t *p) {
         for (ptrdiff_t k = 0; k < p->depth; k += most) {
             g.depth = p->depth - k < most ? p->depth - k : most;
             const ptrdiff_t k0 = (p->ld ? p->gate[s] : s) * p->depth + k, end = k0 + g.segments * g.depth;
-            const char *after = end == K ? p->next : first + end * full * LANES * sizeof(REAL);
+            const char *after = end == K ? p->next : first + end * across * LANES * sizeof(REAL);
             N(block)(p, &g, s * p->a_segment + k * p->a_step, k0, after);
             g.accumulate = 1;
         }
@@ -430,12 +463,13 @@ static void N(pack_transposed)(const pack_t *p) {
         }
         const ptrdiff_t lanes = p->columns - column < LANES ? p->columns - column : LANES;
         const REAL *from = (const REAL *)p->w + ((p->gated ? p->gate[within] * p->columns : 0) + column) * p->ld;
-        REAL *to = (REAL *)p->out + (panel * p->width * p->depth + within) * LANES;
+        const ptrdiff_t across = full == 4 && p->depth > UNDIVIDED ? 2 : full; /* vectors side by side */
+        const ptrdiff_t half = within / across * across, step = across * LANES;
+        REAL *to = (REAL *)p->out + ((panel * p->width + half) * p->depth + within - half) * LANES;
         ptrdiff_t k = 0;
-        for (; lanes >= LANES && k + LANES <= p->depth; k += LANES)
-            N(transpose)(from + k, p->ld, to + k * full * LANES, full * LANES);
+        for (; lanes >= LANES && k + LANES <= p->depth; k += LANES) N(transpose)(from + k, p->ld, to + k * step, step);
         for (; k < p->depth; k++)
-            for (ptrdiff_t l = 0; l < LANES; l++) to[k * full * LANES + l] = l < lanes ? from[l * p->ld + k] : 0;
+            for (ptrdiff_t l = 0; l < LANES; l++) to[k * step + l] = l < lanes ? from[l * p->ld + k] : 0;
     }
 }
 
@@ -444,11 +478,14 @@ static void N(pack_rows)(const pack_t *p) {
     const ptrdiff_t before = p->first / p->width * p->width; /* vectors of the panels before the first one here */
     for (ptrdiff_t k0 = 0; k0 < p->depth; k0 += ROWS_AT_ONCE) {
         const ptrdiff_t k1 = p->depth - k0 < ROWS_AT_ONCE ? p->depth : k0 + ROWS_AT_ONCE;
-        for (ptrdiff_t panel = before, v = p->first, end; v < p->last; panel += p->width, v = end) {
+        for (ptrdiff_t panel = before, v = p->first, end; v < p->last; v = end) {
             const ptrdiff_t full = p->vectors - panel < p->width ? p->vectors - panel : p->width;
-            REAL *to = (REAL *)p->out + (panel * p->depth + k0 * full + v - panel) * LANES;
-            end = panel + full < p->last ? panel + full : p->last;
-            for (ptrdiff_t k = k0; k < k1; k++, to += full * LANES) {
+            const ptrdiff_t across = full == 4 && p->depth > UNDIVIDED ? 2 : full; /* vectors side by side */
+            const ptrdiff_t begin = panel + (v - panel) / across * across;
+            REAL *to = (REAL *)p->out + (begin * p->depth + k0 * across + v - begin) * LANES;
+            end = begin + across < p->last ? begin + across : p->last;
+            if (end == panel + full) panel += full;
+            for (ptrdiff_t k = k0; k < k1; k++, to += across * LANES) {
                 const REAL *from = (const REAL *)p->row[k] + v * LANES;
                 const REAL *ahead = k + ROWS_AHEAD < p->depth ? (const REAL *)p->row[k + ROWS_AHEAD] + v * LANES : from;
                 for (ptrdiff_t i = 0; i < end - v; i++) {
@@ -512,7 +549,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 
 #undef REGISTERS
 #undef ROWS_OF_4
-#undef AT_ONCE
+#undef DIVIDED_PANEL
 #undef ROWS_OF_3
 #undef ROWS_OF_2
 #undef MOST_ROWS

@@ -9,6 +9,7 @@
  *           the last panel, where half of the lanes or fewer are units, may be narrow: all gates side by side in as few
  *           vectors as hold them, `narrow` lanes each
  *   linear  panels hold PANEL*L neighbouring columns, or fewer vectors of them, the last panel may be narrower
+ * A panel of four vectors deeper than the table's `undivided` is packed as two of two, one behind the other: [2][K][2][L].
  * Gate rows of one (step, sequence) are `[segments][stride]`, stride >= H a multiple of 64 bytes; see README.md.
  */
 #ifndef FUSEDRNN_TILES_H
@@ -91,6 +92,7 @@ typedef struct {
 typedef struct {
     const char *isa;
     int itemsize, lanes;
+    ptrdiff_t undivided;
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);

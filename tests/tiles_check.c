@@ -102,6 +102,13 @@ static void same(const void *got, const void *want, ptrdiff_t n) {
             fail("element %td is %.17g, expected %.17g", i, get(got, i), get(want, i));
 }
 
+/* Vectors of a packed panel that lie side by side, and where its vector `within` begins, in vectors. */
+static ptrdiff_t side_by_side(ptrdiff_t full, ptrdiff_t K) { return full == 4 && K > tiles->undivided ? 2 : full; }
+
+static ptrdiff_t packed_at(ptrdiff_t before, ptrdiff_t within, ptrdiff_t across, ptrdiff_t K) {
+    return before * K + within / across * across * K + within % across;
+}
+
 /* --- products --- */
 
 static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t depth) {
@@ -170,9 +177,10 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
             const ptrdiff_t at = p.out_offset + panel * p.out_panel + gate * p.out_step + lane;
             for (ptrdiff_t r = 0; r < rows && gate < width; r++) {
                 double sum = p.accumulate ? get(want[r], at) : p.init ? get(p.init, at) : 0;
-                ptrdiff_t from = panel * width * K * L + within * L + l;
+                const ptrdiff_t across = side_by_side(full, K);
+                ptrdiff_t from = packed_at(panel * width, within, across, K) * L + l;
                 for (ptrdiff_t s = 0; s < p.segments; s++)
-                    for (ptrdiff_t k = 0; k < depth; k++, from += full * L) {
+                    for (ptrdiff_t k = 0; k < depth; k++, from += across * L) {
                         if (ld) from = (p.row ? K - 1 - k : p.gate[s] * depth + k) * ld + v * L + l;
                         sum = multiply_add(get(a[r], s * p.a_segment + k * p.a_step), get(right, from), sum);
                     }
@@ -215,8 +223,12 @@ static void check_packing(void) {
         const ptrdiff_t narrow = gated && width > 1 && any(0, 1) ? 4 * rest <= L ? half / 2 : half : 0;
         const ptrdiff_t whole = (columns + (narrow ? 0 : L - 1)) / L * (gated ? width : 1);
         const ptrdiff_t vectors = whole + (width * narrow + L - 1) / L * (narrow > 0);
-        const void *row[70];
-        pack_t p = {.depth = any(1, 70), .width = width, .vectors = vectors, .columns = columns, .gated = gated};
+        const void *row[270];
+        pack_t p = {.depth = any(0, 7) ? any(1, 70) : any(180, 270),
+                    .width = width,
+                    .vectors = vectors,
+                    .columns = columns,
+                    .gated = gated};
         p.narrow = narrow;
         p.first = any(0, 2) ? 0 : any(0, vectors);
         p.last = any(0, 2) ? vectors : any(p.first, vectors);
@@ -242,7 +254,8 @@ static void check_packing(void) {
                     const ptrdiff_t block = gated && gate < width ? p.gate[gate] * columns : 0;
                     const ptrdiff_t column = gate < width ? (gated ? panel : v) * L + lane : columns;
                     const ptrdiff_t from = by_rows ? k * p.ld + column : (block + column) * p.ld + k;
-                    put(model, (panel * width * p.depth + k * full + within) * L + l,
+                    const ptrdiff_t across = side_by_side(full, p.depth);
+                    put(model, (packed_at(panel * width, within, across, p.depth) + k * across) * L + l,
                         column < columns ? get(p.w, from) : 0);
                 }
         (by_rows ? tiles->pack_rows : tiles->pack_transposed)(&p);
