@@ -112,7 +112,7 @@ INLINE void N(tile)(const int R, const int P, const int V, const int A, const in
     EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
         __asm__("" : "+r"(left[r])); /* else GCC adds up its parts again and again */
-        const REAL *const from = (g->accumulate ? out[r] : g->init) + out_offset;
+        const REAL *const from = (!g->accumulate && g->init ? g->init : out[r]) + out_offset;
         EACH_OF(v, 0, P * V)
             sum[r][v] = g->accumulate || g->init ? N(load)(from + v / A * out_panel + v % A * out_step) : N(all)(0);
     }
@@ -549,6 +549,7 @@ static void N(read)(const void *from, ptrdiff_t n) {
 
 #undef REGISTERS
 #undef ROWS_OF_4
+#undef DIVIDED
 #undef DIVIDED_PANEL
 #undef ROWS_OF_3
 #undef ROWS_OF_2
