@@ -79,6 +79,7 @@ INLINE const char *N(fetch)(const char *line, ptrdiff_t step) {
     return line + step;
 }
 
+/* All k of one segment; steps that are constants take no instruction. Returns where w goes on. */
 INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kind, const N(walk) *g,
                             N(vec) sum[][ROOM_FOR(P * V, 8)], const REAL *const *left, const ptrdiff_t a_step,
                             const REAL *w, const ptrdiff_t w_step, const char **next) {
