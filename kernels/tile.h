@@ -135,9 +135,8 @@ typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, cons
                            const char *);
 
 #define TILE(R, P, V, A, KIND, NAME)                                                                                   \
-    static __attribute__((noinline)) void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset,          \
-                                                  const REAL *w, REAL *const *out, ptrdiff_t out_offset,               \
-                                                  const char *next) {                                                  \
+    NOINLINE void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, const REAL *w, REAL *const *out, \
+                          ptrdiff_t out_offset, const char *next) {                                                    \
         N(tile)(R, P, V, A, KIND, g, a, a_offset, w, out, out_offset, next);                                           \
     }
 #define TILES(R, V)                                                                                                    \
@@ -211,10 +210,8 @@ static const char *N(next_left)(N(walk) *g, const REAL *const *a, ptrdiff_t a_of
 }
 
 /* Rows of the last columns of unpadded rows: by way of a padded copy. */
-static
-    __attribute__((noinline)) void N(by_copy)(N(tile_fn) tile, const N(walk) *g, const REAL *const *a,
-                                              ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset,
-                                              ptrdiff_t rows, ptrdiff_t columns, const char *ahead) {
+NOINLINE void N(by_copy)(N(tile_fn) tile, const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, const REAL *w,
+                         REAL *const *out, ptrdiff_t out_offset, ptrdiff_t rows, ptrdiff_t columns, const char *ahead) {
     REAL copy[MOST_ROWS][4 * LANES] __attribute__((aligned(64)));
     REAL *to[MOST_ROWS] = {0};
     for (ptrdiff_t r = 0; r < rows; r++) {
@@ -237,8 +234,7 @@ typedef struct {
 } N(pieces);
 
 /* All rows of some pieces, in balanced tiles: 32 rows are 6,6,5,5,5,5 and not 6,6,6,6,6,2. */
-static __attribute__((noinline)) void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset,
-                                                       const N(pieces) *s) {
+NOINLINE void N(rows_of_tiles)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, const N(pieces) *s) {
     const ptrdiff_t shape = s->shape, width = shape == DIVIDED_PANEL ? 4 : shape, most = N(most_rows)[shape];
     const ptrdiff_t tiles = p->rows <= most ? 1 : (p->rows + most - 1) / most;
     const ptrdiff_t fewer = tiles == 1 ? p->rows : p->rows / tiles, longer = p->rows - fewer * tiles;
@@ -366,8 +362,8 @@ INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdif
 }
 
 /* Vectors [low, high) of one K block that are no whole panels, or cut off on the right. */
-static __attribute__((noinline)) void N(parts)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0,
-                                               ptrdiff_t low, ptrdiff_t high) {
+NOINLINE void N(parts)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, ptrdiff_t low,
+                       ptrdiff_t high) {
     const ptrdiff_t width = p->width, K = p->segments * p->depth;
     while (low < high) {
         const ptrdiff_t panel = N(panel_of)(p->backwards ? high - 1 : low, width), begin = panel * width;

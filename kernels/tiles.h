@@ -92,7 +92,7 @@ typedef struct {
 typedef struct {
     const char *isa;
     int itemsize, lanes;
-    ptrdiff_t undivided;
+    ptrdiff_t undivided; /* k of a packed panel of four up to which its vectors lie side by side */
     void (*product)(const product_t *);
     void (*pack_transposed)(const pack_t *);
     void (*pack_rows)(const pack_t *);

@@ -25,6 +25,7 @@
 
 #ifndef INLINE
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE static __attribute__((noinline))
 #endif
 
 /* Loops over registers have to be gone before a compiler decides what lives in memory, or a tile has a fifth of its speed.
