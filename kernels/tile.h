@@ -7,6 +7,7 @@
  * Accumulators, and why (two FMA ports of latency 4 want at least 8 chains; loads cost R + V for R*V multiply-adds):
  *   32 registers (AVX-512, NEON)   6x4 = 24   8x3 = 24   8x2 = 16   8x1 = 8      one row: 2 panels of 4 or 3, 4 of 2
  *   16 registers (AVX2, baseline)  3x4 = 12   4x3 = 12   6x2 = 12   8x1 = 8      one row: as above, weights from memory
+ *                                  AVX2, 4 rows: 4x3 over three panels of 4
  */
 
 #if defined(ISA_AVX512) || defined(ISA_NEON)
@@ -51,26 +52,26 @@ typedef struct {
 
 /* One k of a tile. Where the registers do not hold all vectors of w beside the sums and one element of a row, they hold
  * the elements of all rows and one vector. */
-INLINE void N(one_k)(const int R, const int P, const int V, N(vec) sum[][ROOM_FOR(P * V, 8)], const REAL *const *left,
-                     ptrdiff_t at, const REAL *w, ptrdiff_t w_panel) {
-    if (R > 1 && R * P * V + P * V + 1 > REGISTERS) {
+INLINE void N(one_k)(const int R, const int C, const int V, const int S, N(vec) sum[][ROOM_FOR(C, 8)],
+                     const REAL *const *left, ptrdiff_t at, const REAL *w, ptrdiff_t w_panel) {
+    if (R > 1 && R * C + C + 1 > REGISTERS) {
         N(vec) x[ROOM_FOR(R, MOST_ROWS)];
         EACH_OF(r, 0, R) x[r] = N(all)(left[r][at]);
-        EACH_OF(v, 0, P * V) {
-            const N(vec) weight = N(load)(w + v / V * w_panel + v % V * LANES);
+        EACH_OF(v, 0, C) {
+            const N(vec) weight = N(load)(w + (S + v) / V * w_panel + (S + v) % V * LANES);
             EACH_OF(r, 0, R) sum[r][v] = N(fma)(x[r], weight, sum[r][v]);
-            if (R * P * V + R + 1 == REGISTERS)
+            if (R * C + R + 1 == REGISTERS)
                 EACH_OF(r, 0, R) IN_PLACE(sum[r][v]);
         }
         return;
     }
     N(vec) weight[8];
-    EACH_OF(v, 0, P * V) weight[v] = N(load)(w + v / V * w_panel + v % V * LANES);
+    EACH_OF(v, 0, C) weight[v] = N(load)(w + (S + v) / V * w_panel + (S + v) % V * LANES);
     EACH_OF(r, 0, R) {
         const N(vec) x = N(all)(left[r][at]);
-        EACH_OF(v, 0, P * V) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
-        if (R * P * V + P * V + 1 == REGISTERS)
-            EACH_OF(v, 0, P * V) IN_PLACE(sum[r][v]);
+        EACH_OF(v, 0, C) sum[r][v] = N(fma)(x, weight[v], sum[r][v]);
+        if (R * C + C + 1 == REGISTERS)
+            EACH_OF(v, 0, C) IN_PLACE(sum[r][v]);
     }
 }
 
@@ -80,8 +81,8 @@ INLINE const char *N(fetch)(const char *line, ptrdiff_t step) {
 }
 
 /* All k of one segment; steps that are constants take no instruction. Returns where w goes on. */
-INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kind, const N(walk) *g,
-                            N(vec) sum[][ROOM_FOR(P * V, 8)], const REAL *const *left, const ptrdiff_t a_step,
+INLINE const REAL *N(all_k)(const int R, const int C, const int V, const int S, const int kind, const N(walk) *g,
+                            N(vec) sum[][ROOM_FOR(C, 8)], const REAL *const *left, const ptrdiff_t a_step,
                             const REAL *w, const ptrdiff_t w_step, const char **next) {
     const REAL *const *row = (const REAL *const *)w; /* ROWS */
     const ptrdiff_t w_panel = g->w_panel, fetch_step = g->fetch_step;
@@ -94,7 +95,7 @@ INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kin
             from = *row++ + w_panel;
             __asm__("" : "+r"(from)); /* else GCC keeps w_panel plus each vector's place in registers it has not */
         } else w += w_step;
-        N(one_k)(R, P, V, sum, left, at, from, w_panel);
+        N(one_k)(R, C, V, S, sum, left, at, from, w_panel);
         at += a_step;
         if (!__builtin_constant_p(a_step))
             __asm__("" : "+r"(at)); /* one index into all rows, not a pointer into each */
@@ -102,48 +103,50 @@ INLINE const REAL *N(all_k)(const int R, const int P, const int V, const int kin
     return w;
 }
 
-/* One tile: R rows, P panels of V vectors, or halves of panels of A = 4; one kind fetches what comes next, another also goes
- * through several segments, to a third one w is pointers to rows. R, P, V, A and the kind are constants. */
-INLINE void N(tile)(const int R, const int P, const int V, const int A, const int kind, const N(walk) *g,
+/* One tile: R rows of C vectors, from vector S of a panel on. V vectors of w lie side by side, A of them in an out row: not
+ * as many where a panel is divided. One kind fetches what comes next, another also goes through several segments, to a
+ * third one w is pointers to rows. R, C, V, S, A and the kind are constants. */
+INLINE void N(tile)(const int R, const int C, const int V, const int S, const int A, const int kind, const N(walk) *g,
                     const REAL *const *a, ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset,
                     const char *next) {
-    N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(P * V, 8)];
+    N(vec) sum[ROOM_FOR(R, MOST_ROWS)][ROOM_FOR(C, 8)];
     const REAL *left[MOST_ROWS];
     const ptrdiff_t out_panel = g->out_panel, out_step = g->out_step;
     EACH_OF(r, 0, R) {
         left[r] = a[r] + a_offset;
         __asm__("" : "+r"(left[r])); /* else GCC adds up its parts again and again */
         const REAL *const from = (!g->accumulate && g->init ? g->init : out[r]) + out_offset;
-        EACH_OF(v, 0, P * V)
-            sum[r][v] = g->accumulate || g->init ? N(load)(from + v / A * out_panel + v % A * out_step) : N(all)(0);
+        EACH_OF(v, 0, C)
+            sum[r][v] =
+                g->accumulate || g->init ? N(load)(from + (S + v) / A * out_panel + (S + v) % A * out_step) : N(all)(0);
     }
     const ptrdiff_t a_step = g->a_step, w_step = g->w_step;
     for (ptrdiff_t more = kind == SEGMENTS ? g->segments : 1;;) {
         if (kind != ROWS && a_step == 1 && w_step == V * LANES) /* constants, which no instruction has to add */
-            w = N(all_k)(R, P, V, kind, g, sum, left, 1, w, V * LANES, &next);
-        else w = N(all_k)(R, P, V, kind, g, sum, left, a_step, w, w_step, &next);
+            w = N(all_k)(R, C, V, S, kind, g, sum, left, 1, w, V * LANES, &next);
+        else w = N(all_k)(R, C, V, S, kind, g, sum, left, a_step, w, w_step, &next);
         if (--more == 0) break;
         EACH_OF(r, 0, R) left[r] += g->a_segment;
     }
     EACH_OF(r, 0, R) {
         REAL *const to = out[r] + out_offset;
-        EACH_OF(v, 0, P * V) N(store)(to + v / A * out_panel + v % A * out_step, sum[r][v]);
+        EACH_OF(v, 0, C) N(store)(to + (S + v) / A * out_panel + (S + v) % A * out_step, sum[r][v]);
     }
 }
 
 typedef void (*N(tile_fn))(const N(walk) *, const REAL *const *, ptrdiff_t, const REAL *, REAL *const *, ptrdiff_t,
                            const char *);
 
-#define TILE(R, P, V, A, KIND, NAME)                                                                                   \
+#define TILE(R, C, V, S, A, KIND, NAME)                                                                                \
     NOINLINE void N(NAME)(const N(walk) *g, const REAL *const *a, ptrdiff_t a_offset, const REAL *w, REAL *const *out, \
                           ptrdiff_t out_offset, const char *next) {                                                    \
-        N(tile)(R, P, V, A, KIND, g, a, a_offset, w, out, out_offset, next);                                           \
+        N(tile)(R, C, V, S, A, KIND, g, a, a_offset, w, out, out_offset, next);                                        \
     }
 #define TILES(R, V)                                                                                                    \
-    TILE(R, 1, V, V, PLAIN, tile_##R##x##V)                                                                            \
-    TILE(R, 1, V, V, FETCH, tile_##R##x##V##_fetch)                                                                    \
-    TILE(R, 1, V, V, SEGMENTS, tile_##R##x##V##_segments)                                                              \
-    TILE(R, 1, V, V, ROWS, tile_##R##x##V##_rows)
+    TILE(R, V, V, 0, V, PLAIN, tile_##R##x##V)                                                                         \
+    TILE(R, V, V, 0, V, FETCH, tile_##R##x##V##_fetch)                                                                 \
+    TILE(R, V, V, 0, V, SEGMENTS, tile_##R##x##V##_segments)                                                           \
+    TILE(R, V, V, 0, V, ROWS, tile_##R##x##V##_rows)
 #define TILES_TO_3(V) TILES(1, V) TILES(2, V) TILES(3, V)
 #define TILES_TO_4(V) TILES_TO_3(V) TILES(4, V)
 #define TILES_TO_6(V) TILES_TO_4(V) TILES(5, V) TILES(6, V)
@@ -158,18 +161,24 @@ TILES_TO_6(2)
 TILES_TO_4(3)
 TILES_TO_3(4)
 #endif
-TILE(1, 2, 4, 4, PLAIN, tile_1x4_two)
-TILE(1, 2, 3, 3, PLAIN, tile_1x3_two)
-TILE(1, 4, 2, 2, PLAIN, tile_1x2_four)
+TILE(1, 8, 4, 0, 4, PLAIN, tile_1x4_two)
+TILE(1, 6, 3, 0, 3, PLAIN, tile_1x3_two)
+TILE(1, 8, 2, 0, 2, PLAIN, tile_1x2_four)
 #if REGISTERS == 16
 #define DIVIDED(R)                                                                                                     \
-    TILE(R, 2, 2, 4, PLAIN, tile_##R##x22)                                                                             \
-    TILE(R, 2, 2, 4, FETCH, tile_##R##x22_fetch)                                                                       \
-    TILE(R, 2, 2, 4, SEGMENTS, tile_##R##x22_segments)
+    TILE(R, 4, 2, 0, 4, PLAIN, tile_##R##x22)                                                                          \
+    TILE(R, 4, 2, 0, 4, FETCH, tile_##R##x22_fetch)                                                                    \
+    TILE(R, 4, 2, 0, 4, SEGMENTS, tile_##R##x22_segments)
 DIVIDED(1)
 DIVIDED(2)
 DIVIDED(3)
-TILE(1, 4, 2, 4, PLAIN, tile_1x22_two)
+TILE(1, 8, 2, 0, 4, PLAIN, tile_1x22_two)
+#if defined(ISA_AVX2)
+TILE(4, 3, 4, 0, 4, PLAIN, tile_4x3_from_0)
+TILE(4, 3, 4, 1, 4, PLAIN, tile_4x3_from_1)
+TILE(4, 3, 4, 2, 4, PLAIN, tile_4x3_from_2)
+TILE(4, 3, 4, 3, 4, PLAIN, tile_4x3_from_3)
+#endif
 #else
 #define tile_1x22_two_f32 tile_1x4_two_f32
 #define tile_1x22_two_f64 tile_1x4_two_f64
@@ -314,6 +323,32 @@ INLINE int N(divided)(const product_t *p, ptrdiff_t full) {
     return full == 4 && !p->ld && !p->row && p->segments * p->depth > UNDIVIDED;
 }
 
+#if defined(ISA_AVX2)
+/* How many rows of a product, of panels that lie side by side, go into tiles of four; tiles of three take the others. */
+INLINE ptrdiff_t N(in_fours)(const product_t *p, const N(walk) *g) {
+    const ptrdiff_t rest = (-p->rows & 3) * 3;
+    const int plain = !p->row && !p->prefetch && !p->fetch_left && g->segments == 1 && g->depth <= UNDIVIDED;
+    return plain && p->a_step == 1 && p->rows > rest ? p->rows - rest : 0;
+}
+
+/* Panels of 4, three at a time: their 12 vectors are four tiles of 4x3, which have chains enough where 2x4 has not. */
+NOINLINE void N(three_panels)(const product_t *p, const N(walk) *g, ptrdiff_t a_offset, const REAL *w, ptrdiff_t out,
+                              ptrdiff_t panels, ptrdiff_t fours) {
+    static const N(tile_fn) from[4] = {N(tile_4x3_from_0), N(tile_4x3_from_1), N(tile_4x3_from_2), N(tile_4x3_from_3)};
+    const REAL *const *const a = (const REAL *const *)p->a;
+    REAL *const *const to = (REAL *const *)p->out;
+    for (ptrdiff_t i = 0; i < panels; i += 3) {
+        const ptrdiff_t first = p->backwards ? panels - 3 - i : i;
+        for (ptrdiff_t v = 4 * first; v < 4 * first + 12; v += 3)
+            for (ptrdiff_t r = 0; r < fours; r += 4)
+                from[v % 4](g, a + r, a_offset, w + v / 4 * g->w_panel, to + r, out + v / 4 * g->out_panel, NULL);
+        for (ptrdiff_t panel = first; panel < first + 3; panel++)
+            for (ptrdiff_t r = fours; r < p->rows; r += 3)
+                N(tile_3x4)(g, a + r, a_offset, w + panel * g->w_panel, to + r, out + panel * g->out_panel, NULL);
+    }
+}
+#endif
+
 /* Whole panels [low, high) of one K block, from the first or from the last. */
 INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdiff_t k0, ptrdiff_t low, ptrdiff_t high,
                       const char *after) {
@@ -346,6 +381,16 @@ INLINE void N(panels)(const product_t *p, N(walk) *g, ptrdiff_t a_offset, ptrdif
         }
         return;
     }
+#if defined(ISA_AVX2)
+    const ptrdiff_t fours = width == 4 && !divided ? N(in_fours)(p, g) : 0, threes = (high - low) / 3 * 3;
+    if (fours && threes) {
+        const ptrdiff_t begin = p->backwards ? high - threes : low;
+        N(three_panels)(p, g, a_offset, w + begin * w_next, p->out_offset + begin * p->out_panel, threes, fours);
+        if (p->backwards) high = begin;
+        else low = begin + threes;
+        if (low == high) return;
+    }
+#endif
     const ptrdiff_t first = p->backwards ? high - 1 : low, sign = p->backwards ? -1 : 1;
     N(pieces) s = {.count = high - low, .w = p->row ? w : w + first * w_next};
     s.halves = width == 4 && p->rows > ROWS_OF_4 && (divided || depth > UNDIVIDED);
