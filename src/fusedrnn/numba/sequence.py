@@ -1263,13 +1263,14 @@ def step_cost(d, groups, width, far):
     columns = 1.0 * ((units + width - 1) // width) * l.lanes * get(l.cell, GATES)
     weights = columns * l.size * (l.H + l.inputs if q.steps == 1 else l.H)  # a chunk shares W_ih
     stays = L2_RETURNS if q.steps == 1 else L2_APART if far else L2_STAYS
+    hides = L2_APART if q.steps > 1 and VECTOR_BYTES < 64 else stays  # arithmetic is slower then
     rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < stays else RATE_L3
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
-    streaming = STREAMING * weights / rate if weights > stays else 0.0
+    streaming = STREAMING * weights / rate if weights > hides else 0.0
     meeting = COST_BARRIER * get(l.cell, STAGES) * (width + 2) / 4 if width > 1 else 0.0
     all_weights = 1.0 * units * l.lanes * get(l.cell, GATES) * l.H * l.size
-    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= stays:
+    if width > 1 and rows > MET_ROWS and q.steps > 1 and all_weights <= hides:
         meeting += COST_LINE * rows * l.H * l.size / 64 * (width - 1) / width  # h of the others
     return max(arithmetic, weights / rate) + streaming + pointwise + meeting
 
