@@ -71,7 +71,7 @@ cdef enum:
 
 # Bytes of weights that stay in one core's L2: over the steps of a call, and from a call or a stream's step to the next,
 # between which its caller is at work. And those that each rank rather reads for itself than what another has written,
-# where threads are far apart: half of them from beyond L2.
+# half of them from beyond L2: where threads are far apart, or vectors so short that arithmetic hides it.
 cdef Py_ssize_t L2_STAYS, L2_RETURNS, L2_APART
 cdef double PATIENCE = 1e-3                  # a worker that has not answered by then has lost its CPU
 cdef double SIGNAL_SECONDS = 0.05           # Ctrl-C is looked for this often
