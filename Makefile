@@ -46,7 +46,7 @@ lint: $(VENV)/.package $(VENV)/.group-lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/cython-lint kernels
-	find kernels -name '*.[ch]' | sort | xargs $(BIN)/clang-format --dry-run -Werror
+	find kernels tests -name '*.[ch]' | sort | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest fusedrnn._core --mypy-config-file pyproject.toml
 	find src -name '*.py' | sort | xargs $(BIN)/numpydoc lint

@@ -138,7 +138,7 @@ cdef double step_cost(Direction *d, int groups, int width, bint far) noexcept:
     cdef double columns = even if rows >= FEW_ROWS else (l.units + width - 1) // width * panel  # where rows are many
     cdef double weights = columns * size * (l.H + l.inputs if d.steps == 1 else l.H)  # a chunk shares W_ih
     cdef double stays = L2_RETURNS if d.steps == 1 else L2_APART if far else L2_STAYS
-    cdef double hides = L2_APART if d.steps > 1 and l.tiles.lanes * size < 64 else stays    # arithmetic does, if slower
+    cdef double hides = L2_APART if d.steps > 1 and l.tiles.lanes * size < 64 else stays    # by slower arithmetic
     cdef double rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < stays else RATE_L3
     cdef double of_x = (even if d.steps > 1 else columns) * l.inputs
     cdef double arithmetic = rows * (columns * l.H + of_x) * size / 4 / RATE_FMA

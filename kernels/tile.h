@@ -103,9 +103,9 @@ INLINE const REAL *N(all_k)(const int R, const int C, const int V, const int S, 
     return w;
 }
 
-/* One tile: R rows of C vectors, from vector S of a panel on. V vectors of w lie side by side, A of them in an out row: not
- * as many where a panel is divided. One kind fetches what comes next, another also goes through several segments, to a
- * third one w is pointers to rows. R, C, V, S, A and the kind are constants. */
+/* One tile: R rows of C vectors, from vector S of a panel on. V vectors of w lie side by side, and A are a panel of an
+ * out row: V, or twice as many where w is divided. One kind fetches what comes next, another also goes through several
+ * segments, to a third one w is pointers to rows. R, C, V, S, A and the kind are constants. */
 INLINE void N(tile)(const int R, const int C, const int V, const int S, const int A, const int kind, const N(walk) *g,
                     const REAL *const *a, ptrdiff_t a_offset, const REAL *w, REAL *const *out, ptrdiff_t out_offset,
                     const char *next) {
@@ -324,7 +324,7 @@ INLINE int N(divided)(const product_t *p, ptrdiff_t full) {
 }
 
 #if defined(ISA_AVX2)
-/* How many rows of a product, of panels that lie side by side, go into tiles of four; tiles of three take the others. */
+/* How many rows of a product go into tiles of 4x3; those of 3x4 take the others, a multiple of three. */
 INLINE ptrdiff_t N(in_fours)(const product_t *p, const N(walk) *g) {
     const ptrdiff_t rest = (-p->rows & 3) * 3;
     const int plain = !p->row && !p->prefetch && !p->fetch_left && g->segments == 1 && g->depth <= UNDIVIDED;

@@ -26,7 +26,7 @@ SOURCES = (
     ROOT / "kernels" / "cpu.c",
     *sorted((ROOT / "kernels" / "isa").glob("*.c")),
 )
-# The largest tile of each width, and one row's panels side by side: so many accumulators
+# The largest tile of each width, one over several panels, and one row's panels side by side: so many accumulators
 TILES = {
     "avx512": {"6x4": 24, "8x3": 24, "8x2": 16, "8x1": 8, "1x4_two": 8, "1x3_two": 6, "1x2_four": 8},
     "avx2": {"3x4": 12, "4x3": 12, "4x3_from_3": 12, "6x2": 12, "8x1": 8, "1x4_two": 8, "1x3_two": 6, "1x2_four": 8},

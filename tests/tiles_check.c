@@ -115,7 +115,8 @@ static void try_product(int gated, ptrdiff_t width, ptrdiff_t rows, ptrdiff_t de
     const void *a[32];
     void *out[32], *want[32];
     const ptrdiff_t narrow = gated && width > 1 && any(0, 1) ? L / (L > 2 ? any(1, 2) * 2 : 2) : 0;
-    const ptrdiff_t tail = (width * narrow + L - 1) / L, whole = gated ? width * any(narrow ? 0 : 1, 7) : any(1, depth > 420 ? 11 : 30);
+    const ptrdiff_t tail = (width * narrow + L - 1) / L,
+                    whole = gated ? width * any(narrow ? 0 : 1, 7) : any(1, depth > 420 ? 11 : 30);
     const ptrdiff_t vectors = whole + tail;
     product_t p = {.rows = rows, .depth = depth, .width = width, .vectors = vectors, .a = a, .out = out};
     p.segments = any(0, 3) ? 1 : any(2, 3);

@@ -1263,7 +1263,7 @@ def step_cost(d, groups, width, far):
     columns = 1.0 * ((units + width - 1) // width) * l.lanes * get(l.cell, GATES)
     weights = columns * l.size * (l.H + l.inputs if q.steps == 1 else l.H)  # a chunk shares W_ih
     stays = L2_RETURNS if q.steps == 1 else L2_APART if far else L2_STAYS
-    hides = L2_APART if q.steps > 1 and VECTOR_BYTES < 64 else stays  # arithmetic is slower then
+    hides = L2_APART if q.steps > 1 and VECTOR_BYTES < 64 else stays  # by slower arithmetic
     rate = RATE_L1 if weights < 24e3 else RATE_L2 if weights < stays else RATE_L3
     arithmetic = rows * columns * (l.H + l.inputs) * l.size / 4 / RATE_FMA
     pointwise = rows * columns * l.size / 4 * 0.3
